@@ -1,0 +1,60 @@
+"""The registry of backends: the built-in ones and those other packages add by entry point.
+
+A built-in backend is one module in this folder, named like the backend (or a family of them), listed in `_MODULES`.
+Another package adds one through the entry point group `marlin_bench.backends`, whose value names a `Backend` class.
+Modules are imported on first use, so that listing names never imports torch.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from marlin_bench.backends.protocol import Backend
+
+ENTRY_POINT_GROUP = "marlin_bench.backends"
+
+_BUILT_IN: dict[str, str] = {
+    # backend name -> "module:Class" inside this package; the order is the order of tables
+    "cublas_fp16": "cublas:CublasFp16",
+    "cublas_bf16": "cublas:CublasBf16",
+    "dequantize_cublas": "cublas:DequantizeCublas",
+    "tinygemm": "tinygemm:Tinygemm",
+    "naive_w4a16": "naive_w4a16:NaiveW4A16",
+    "marlin": "marlin:Marlin",
+    "marlin_hopper": "marlin_hopper:MarlinHopper",
+    "dense_fp32": "cpu:DenseFp32",
+    "dense_bf16": "cpu:DenseBf16",
+    "tinygemm_cpu": "cpu:TinygemmCpu",
+}
+
+
+class UnknownBackendError(ValueError):
+    """A backend name that nothing registers."""
+
+
+def backend_names() -> list[str]:
+    """Every registered name, built-in ones first."""
+    third_party = [point.name for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in _BUILT_IN]
+    return [*_BUILT_IN, *sorted(third_party)]
+
+
+@cache
+def load_backend(name: str) -> Backend:
+    """The backend called `name`; UnknownBackendError names the near ones when there is none."""
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        loaded: type[Backend] = getattr(import_module(f"marlin_bench.backends.{module}"), attribute)
+        return loaded()
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name == name:
+            backend_class: type[Backend] = point.load()
+            return backend_class()
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, backend_names(), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see `marlin-bench list backends`"
+    raise UnknownBackendError(f"unknown backend '{name}': {hint}")

@@ -1,0 +1,1 @@
+"""Canonical codes ↔ the order each kernel wants its weights in; pure tensor code, no GPU needed."""
