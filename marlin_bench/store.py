@@ -1,0 +1,224 @@
+"""Run folders: results/<device>/<UTC>_<suite>_<commit>[_dirty]/{run.json,records.jsonl}.
+
+records.jsonl only ever grows, a line a record, flushed before the next cell starts. A truncated last line (power cut)
+costs that line alone. One writer at a time holds a folder; a second one is told who.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from marlin_bench.record import SCHEMA_VERSION, Record, RunMeta
+
+META_FILE = "run.json"
+RECORDS_FILE = "records.jsonl"
+LOCK_FILE = "writer.lock"
+RESULTS_VARIABLE = "MARLIN_BENCH_RESULTS"
+
+
+class StoreError(RuntimeError):
+    """A run folder that cannot be read, or that somebody else writes; one sentence."""
+
+
+class DiskFullError(StoreError):
+    """A record could not be written; everything before it is intact."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it lies on disk."""
+
+    folder: Path
+    meta: RunMeta
+    records: list[Record]
+
+
+def results_folder(option: Path | None = None) -> Path:
+    """Where runs are kept: the option, else MARLIN_BENCH_RESULTS, else ./results."""
+    return option or Path(os.environ.get(RESULTS_VARIABLE) or "results")
+
+
+def published_folder() -> Path:
+    """The runs that ship with the package: inside an installed wheel, else results/published of the checkout."""
+    installed = Path(__file__).parent / "results" / "published"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "results" / "published"
+
+
+def upgrade(data: dict[str, Any]) -> dict[str, Any]:
+    """A record or run.json of an older schema in today's form; StoreError when it is newer than this program."""
+    version = data.get("schema_version", 0)
+    if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
+        raise StoreError(f"schema version {version} is not one this program reads (1 to {SCHEMA_VERSION}): upgrade it")
+    return data
+
+
+def _parse_lines(path: Path) -> list[Record]:
+    records: list[Record] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        is_last = number == len(lines)  # a whole line ends in a newline, so only a cut one stands last
+        try:
+            records.append(Record.model_validate(upgrade(json.loads(line))))
+        except (ValueError, ValidationError) as error:
+            if is_last:
+                break
+            reason = str(error).splitlines()[0]
+            raise StoreError(
+                f"{path}:{number} is not a record ({reason}): remove that line or restore the file"
+            ) from error
+    return records
+
+
+def read_meta(folder: Path) -> RunMeta:
+    """run.json of a run folder; StoreError when there is none or it cannot be read."""
+    path = folder / META_FILE
+    try:
+        return RunMeta.model_validate(upgrade(json.loads(path.read_text(encoding="utf-8"))))
+    except FileNotFoundError as error:
+        raise StoreError(f"{folder} is not a run folder: it has no {META_FILE}") from error
+    except (ValueError, ValidationError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): restore it or measure again"
+        ) from error
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder` (or the folder of a named records.jsonl); for a record measured twice the last one counts."""
+    if folder.name == RECORDS_FILE:
+        folder = folder.parent
+    meta = read_meta(folder)
+    path = folder / RECORDS_FILE
+    latest = {record.id: record for record in (_parse_lines(path) if path.exists() else [])}
+    return Run(folder, meta, list(latest.values()))
+
+
+def find_runs(results: Path) -> list[Path]:
+    """Every run folder under `results`, published ones too, oldest first."""
+    if not results.is_dir():
+        return []
+    folders = {path.parent for path in results.rglob(META_FILE)}
+    return sorted(folders, key=lambda folder: (folder.name, str(folder)))
+
+
+def newest_run(results: Path) -> Path | None:
+    """The newest *measured* run under `results`, or None; a published quotation is never the newest run."""
+    for folder in reversed(find_runs(results)):
+        try:
+            meta = read_meta(folder)
+        except StoreError:
+            continue
+        if meta.origin == "measured":
+            return folder
+    return None
+
+
+class RunWriter:
+    """The one writer of a run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._records = folder / RECORDS_FILE
+
+    def write_meta(self, meta: RunMeta) -> None:
+        """Replace run.json as a whole."""
+        self._write_whole(self.folder / META_FILE, meta.model_dump_json(indent=1) + "\n")
+
+    def append(self, record: Record) -> None:
+        """Add one record and see it on disk; DiskFullError leaves the file as it was before."""
+        data = (record.model_dump_json(exclude_defaults=False) + "\n").encode()
+        with self._records.open("ab") as handle:
+            start = handle.tell()
+            try:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            except OSError as error:
+                os.truncate(self._records, start)
+                raise DiskFullError(
+                    f"cannot write to {self._records} ({error.strerror}): free space and run again"
+                ) from error
+
+    def _write_whole(self, path: Path, text: str) -> None:
+        draft = path.with_suffix(".tmp")
+        try:
+            with draft.open("w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(draft, path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise DiskFullError(f"cannot write {path} ({error.strerror}): free space and run again") from error
+
+
+def _process_is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _holder(lock: Path) -> str | None:
+    """Who writes the folder of `lock`, or None when nobody does any more."""
+    try:
+        owner = json.loads(lock.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    if owner["host"] == socket.gethostname() and not _process_is_alive(owner["pid"]):
+        return None
+    return f"process {owner['pid']} on {owner['host']}"
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Remove what a power cut left of a last line, so that the next record starts on a line of its own."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) != len(data):
+        with path.open("r+b") as handle:
+            handle.truncate(len(whole))
+
+
+@contextmanager
+def open_writer(folder: Path) -> Iterator[RunWriter]:
+    """Hold `folder` for writing, created when missing; StoreError names the process that already holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot create {folder} ({error.strerror}): choose another with --results") from error
+    lock = folder / LOCK_FILE
+    identity = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+    while True:
+        try:
+            with lock.open("x", encoding="utf-8") as handle:
+                handle.write(identity)
+            break
+        except FileExistsError:
+            holder = _holder(lock)
+            if holder is not None:
+                raise StoreError(
+                    f"{folder} is being written by {holder}: wait for it or choose another folder"
+                ) from None
+            lock.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write in {folder} ({error.strerror}): choose another with --results") from error
+    try:
+        _drop_cut_line(folder / RECORDS_FILE)
+        yield RunWriter(folder)
+    finally:
+        lock.unlink(missing_ok=True)
