@@ -50,7 +50,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class _Ranks:
-    """The lower bound is (1 - weight) of the sample at `rank` (from 1) plus weight of the next; the upper mirrors it."""
+    """The lower bound: (1 - weight) of the sample at `rank` (from 1) plus weight of the next; the upper mirrors it."""
 
     rank: int
     weight: float
