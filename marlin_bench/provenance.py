@@ -45,8 +45,7 @@ def revision() -> Revision:
     """
     given = os.environ.get(COMMIT_VARIABLE)
     if given:
-        commit = given.removesuffix("_dirty")
-        return Revision(commit[:12], given.endswith("_dirty"))
+        return Revision(given.removesuffix("_dirty")[:12], given.endswith("_dirty"))
     package = Path(__file__).parent
     if _git("ls-files", "--error-unmatch", str(package / "__init__.py")) is None:
         return Revision(UNKNOWN_COMMIT, None)

@@ -101,6 +101,7 @@ class Check(_Model):
 
     mean_error: float
     largest_error: float
+    unrounded_error: float | None = None
     limit: float
     outputs: int
     nan: int

@@ -19,6 +19,8 @@ from marlin_bench.quantize import QuantizedWeights
 Launch = Callable[[], None]
 """Enqueues one product on the current stream (on the CPU: computes it). Allocates nothing that the caller must keep."""
 
+Dtype = Literal["fp16", "bf16", "fp32"]
+
 Choice = Mapping[str, str]
 """What tuning settled on, as it is stored in the record: {"layout": "NK"}, {"tile": "128x128"} …"""
 
@@ -68,8 +70,8 @@ class Backend(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     device: ClassVar[Literal["cuda", "cpu"]] = "cuda"
-    activation_dtype: ClassVar[Literal["fp16", "bf16", "fp32"]] = "fp16"
-    output_dtype: ClassVar[Literal["fp16", "bf16", "fp32"]] = "fp16"
+    activation_dtype: ClassVar[Dtype] = "fp16"
+    output_dtype: ClassVar[Dtype] = "fp16"
     isolation: ClassVar[Literal["shared", "own"]] = "shared"
     is_baseline: ClassVar[bool] = False
     tolerance: ClassVar[float] = 0.001
@@ -102,7 +104,7 @@ class Backend(ABC):
 
     @abstractmethod
     def pack(self, weights: QuantizedWeights) -> Packed:
-        """The canonical weights in this backend's order, on the weights' device; called once a layer and operand set."""
+        """The canonical weights in this backend's order, on the weights' device; once a layer and operand set."""
 
     def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
         """Choose a configuration for this M, untimed; the sequences are the rotated operand sets."""

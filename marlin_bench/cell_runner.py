@@ -1,0 +1,210 @@
+"""One cell on one device, whatever its backends do: crash, hang, or run out of memory.
+
+A backend that takes the worker down costs itself alone: it gets a record with the reason, the blocks that the others
+had finished are kept, and the rest of the cell is measured again in a fresh worker. A backend with `isolation: own`
+is measured in a worker of its own together with the cell's baselines, under a cell name of its own, so that its
+ratios are paired all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from marlin_bench.executor import Executor, Session, WorkerLostError
+from marlin_bench.messages import BlockDone, CellDone, MeasureCell, PhaseEntered, RecordDone, Verified
+from marlin_bench.plan import Cell
+from marlin_bench.record import Block, Check, Record, Status, TimerName, record_id
+from marlin_bench.suite_format import Sampling
+
+
+@dataclass(frozen=True)
+class BackendFacts:
+    """What the parent must know of a backend without loading it onto a device."""
+
+    name: str
+    is_baseline: bool
+    own_process: bool
+    format: str
+    activation_dtype: str
+    version: str
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all cells of a run share."""
+
+    run: str
+    device: str
+    sampling: Sampling
+    clock_origin: float
+    clocks_locked: bool = False
+    verify_only: bool = False
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where news of a cell goes."""
+
+    phase: Callable[[str, str], None]
+    record: Callable[[Record], None]
+    verified: Callable[[str, Check], None]
+
+
+@dataclass
+class _Progress:
+    """What is known of a request while it runs."""
+
+    blamed: str | None = None
+    phase: str = "start"
+    blocks: dict[tuple[str, TimerName], list[Block]] = field(default_factory=dict)
+    recorded: list[Record] = field(default_factory=list)
+    verified: list[str] = field(default_factory=list)
+
+    def settled(self) -> set[str]:
+        return {record.backend for record in self.recorded} | set(self.verified)
+
+
+class DeviceRunner:
+    """Runs cells on one device, replacing its worker when it dies."""
+
+    def __init__(self, executor: Executor, device: str) -> None:
+        self._executor = executor
+        self._device = device
+        self.session: Session = executor.open(device)
+
+    def _restart(self) -> None:
+        self.session.close()
+        self.session = self._executor.open(self._device)
+
+    def close(self) -> None:
+        """End the worker."""
+        self.session.close()
+
+    def run(self, cell: Cell, facts: dict[str, BackendFacts], context: RunContext, listener: Listener) -> float:
+        """Measure a cell; every backend of it ends with a record (or verified). Gives the seconds of timed work."""
+        shared = tuple(name for name in cell.backends if not facts[name].own_process)
+        timed_s = self._run_group(cell, shared, facts, context, listener, isolated=False) if shared else 0.0
+        baselines = tuple(name for name in shared if facts[name].is_baseline)
+        for name in cell.backends:
+            if facts[name].own_process:
+                alone = replace(cell, id=f"{cell.id}+{name}")
+                self._restart()
+                timed_s += self._run_group(alone, (*baselines, name), facts, context, listener, isolated=True)
+                self._restart()
+        return timed_s
+
+    def _run_group(
+        self,
+        cell: Cell,
+        backends: tuple[str, ...],
+        facts: dict[str, BackendFacts],
+        context: RunContext,
+        listener: Listener,
+        *,
+        isolated: bool,
+    ) -> float:
+        kept: dict[tuple[str, TimerName], list[Block]] = {}
+        remaining = backends
+        timed_s = 0.0
+        while remaining:
+            progress = _Progress()
+            first_block = 1 + max((block.index for blocks in kept.values() for block in blocks), default=-1)
+            request = self._request(cell, remaining, facts, context, first_block, isolated=isolated)
+            try:
+                for reply in self.session.ask(request, context.sampling.timeout_seconds):
+                    timed_s += self._note(reply, progress, kept, listener)
+                return timed_s
+            except WorkerLostError as lost:
+                blamed = progress.blamed or remaining[0]
+                listener.record(self._obituary(cell, facts[blamed], context, lost, progress.phase, isolated=isolated))
+                for key, blocks in progress.blocks.items():
+                    kept.setdefault(key, []).extend(blocks)
+                settled = progress.settled() | {blamed}
+                remaining = tuple(name for name in remaining if name not in settled)
+                self._restart()
+        return timed_s
+
+    def _note(
+        self, reply: object, progress: _Progress, kept: dict[tuple[str, TimerName], list[Block]], listener: Listener
+    ) -> float:
+        if isinstance(reply, PhaseEntered):
+            progress.blamed, progress.phase = reply.backend, reply.phase
+            listener.phase(reply.backend, reply.phase)
+        elif isinstance(reply, BlockDone):
+            progress.blocks.setdefault((reply.backend, reply.timer), []).append(reply.block)
+        elif isinstance(reply, RecordDone):
+            record = reply.record
+            earlier = kept.get((record.backend, record.timer), [])
+            if earlier and record.status is Status.OK:
+                record = record.model_copy(update={"blocks": [*earlier, *record.blocks]})
+            progress.recorded.append(record)
+            listener.record(record)
+        elif isinstance(reply, Verified):
+            progress.verified.append(reply.backend)
+            listener.verified(reply.backend, reply.check)
+        elif isinstance(reply, CellDone):
+            return reply.timed_s
+        return 0.0
+
+    def _request(
+        self,
+        cell: Cell,
+        backends: tuple[str, ...],
+        facts: dict[str, BackendFacts],
+        context: RunContext,
+        first_block: int,
+        *,
+        isolated: bool,
+    ) -> MeasureCell:
+        return MeasureCell.model_validate(
+            {
+                "cell": cell.id,
+                "suite": cell.suite,
+                "layer": cell.layer,
+                "M": cell.M,
+                "N": cell.N,
+                "K": cell.K,
+                "group_size": cell.group_size,
+                "seed": cell.seed,
+                "timers": cell.timers,
+                "backends": backends,
+                "baselines": tuple(name for name in backends if facts[name].is_baseline),
+                "sampling": context.sampling,
+                "run": context.run,
+                "device": context.device,
+                "clocks_locked": context.clocks_locked,
+                "isolated": isolated,
+                "first_block": first_block,
+                "clock_origin": context.clock_origin,
+                "verify_only": context.verify_only,
+            }
+        )
+
+    def _obituary(
+        self, cell: Cell, facts: BackendFacts, context: RunContext, lost: WorkerLostError, phase: str, *, isolated: bool
+    ) -> Record:
+        timer: TimerName = "kernel"
+        return Record(
+            id=record_id(context.device, f"{cell.suite}/{cell.id}", facts.name, timer),
+            run=context.run,
+            cell=cell.id,
+            suite=cell.suite,
+            layer=cell.layer,
+            device=context.device,
+            timer=timer,
+            backend=facts.name,
+            backend_version=facts.version,
+            baseline=facts.is_baseline,
+            M=cell.M,
+            N=cell.N,
+            K=cell.K,
+            group_size=cell.group_size,
+            format=facts.format,
+            activation_dtype=facts.activation_dtype,
+            status=lost.status,
+            reason=f"{lost.reason} (during {phase})",
+            clocks_locked=context.clocks_locked,
+            seed=cell.seed,
+            isolated=isolated,
+        )

@@ -1,0 +1,170 @@
+"""The CUDA timers: a graph of rotated launches (`kernel`, the headline) and one launch on a flushed L2 (`cold`).
+
+`kernel`: all launches of whole rounds in one graph between two events. A spin kernel holds the stream while graph and
+events are queued, so that the first event fires right before the first node; launch gaps are those of graph nodes.
+
+`cold`: before each launch the L2 is filled with clean lines (a read of twice its size: a memset would leave dirty lines
+whose write-back competes with the kernel) and persisting lines are reset. An event pair around a single kernel also
+counts what it takes to start and to retire one; that constant is measured with an empty kernel and taken off, and the
+same empty kernel as a graph node is put back, so that both timers count a launch alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+
+from marlin_bench.clock_probe import ClockProbe
+from marlin_bench.record import TimerName
+from marlin_bench.timer import Launch, Sample, Stopwatch, rounds_for
+
+_MOST_GRAPH_NODES = 4096
+_HOLD_NANOSECONDS = 40_000
+_EMPTY_LAUNCHES = 200
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)
+
+
+def capture(launches: Sequence[Launch], rounds: int = 1) -> torch.cuda.CUDAGraph:
+    """A graph of `rounds` times all `launches`, in order, on one stream."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(rounds):
+            for launch in launches:
+                launch()
+    return graph
+
+
+def quick_seconds(launches: Sequence[Launch], repeats: int = 3) -> float:
+    """Seconds a launch, roughly: the best of a few graph replays; what tuning compares configurations with."""
+    for launch in launches:
+        launch()
+    graph = capture(launches)
+    graph.replay()
+    best = float("inf")
+    for _ in range(repeats):
+        start, stop = _event(), _event()
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        best = min(best, start.elapsed_time(stop) * 1e-3)
+    return best / len(launches)
+
+
+@dataclass(frozen=True)
+class _GraphStopwatch:
+    graph: torch.cuda.CUDAGraph
+    launches: int
+    probe: ClockProbe
+
+    def sample(self) -> Sample:
+        start, stop = _event(), _event()
+        started = time.monotonic()
+        self.probe.mark(0)
+        self.probe.spin(_HOLD_NANOSECONDS)
+        start.record()
+        self.graph.replay()
+        stop.record()
+        self.probe.mark(1)
+        torch.cuda.synchronize()
+        ended = time.monotonic()
+        seconds = start.elapsed_time(stop) * 1e-3
+        return Sample([seconds / self.launches], started, ended, self.probe.hertz(0, 1))
+
+
+@dataclass(frozen=True)
+class GraphTimer:
+    """The headline timer."""
+
+    probe: ClockProbe
+    name: TimerName = "kernel"
+
+    def stopwatch(self, launches: Sequence[Launch], block_seconds: float) -> Stopwatch:
+        """Capture as many rounds as fill a block; the launches have run before, so nothing is compiled in capture."""
+        round_seconds = quick_seconds(launches) * len(launches)
+        rounds = rounds_for(block_seconds, round_seconds, len(launches), _MOST_GRAPH_NODES)
+        graph = capture(launches, rounds)
+        graph.replay()
+        torch.cuda.synchronize()
+        return _GraphStopwatch(graph, rounds * len(launches), self.probe)
+
+
+def reset_persisting_l2() -> None:
+    """Give persisting L2 lines back: windows set by some kernels survive any flush."""
+    from cupy_backends.cuda.api import runtime
+
+    reset = getattr(runtime, "ctxResetPersistingL2Cache", None)
+    if reset is not None:
+        reset()
+        return
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuCtxResetPersistingL2Cache()
+
+
+@dataclass
+class _ColdStopwatch:
+    round: Sequence[Launch]
+    flush: torch.Tensor
+    probe: ClockProbe
+    overhead: float
+    sink: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sink = torch.empty((), dtype=torch.int64, device="cuda")
+
+    @property
+    def launches(self) -> int:
+        return len(self.round)
+
+    def _cold(self, launch: Launch) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        start, stop = _event(), _event()
+        reset_persisting_l2()
+        torch.sum(self.flush, dim=0, out=self.sink)
+        self.probe.spin(_HOLD_NANOSECONDS)
+        start.record()
+        launch()
+        stop.record()
+        return start, stop
+
+    def sample(self) -> Sample:
+        started = time.monotonic()
+        self.probe.mark(0)
+        pairs = [self._cold(launch) for launch in self.round]
+        self.probe.mark(1)
+        torch.cuda.synchronize()
+        times = [max(0.0, start.elapsed_time(stop) * 1e-3 - self.overhead) for start, stop in pairs]
+        return Sample(times, started, time.monotonic(), self.probe.hertz(0, 1))
+
+
+class ColdTimer:
+    """The cross-check: single launches on a flushed L2, start-up cost of an event pair taken off."""
+
+    name: TimerName = "cold"
+
+    def __init__(self, probe: ClockProbe, l2_bytes: int) -> None:
+        self._probe = probe
+        self._flush = torch.ones(2 * l2_bytes // 8, dtype=torch.int64, device="cuda")
+        self._overhead: float | None = None
+
+    def _measure_overhead(self) -> float:
+        """Seconds by which an event pair around one empty kernel exceeds an empty node of a graph."""
+        empty = self._probe.empty
+        stopwatch = _ColdStopwatch([empty] * 20, self._flush, self._probe, overhead=0.0)
+        stopwatch.sample()
+        pair = median(stopwatch.sample().times)
+        return max(0.0, pair - quick_seconds([empty] * _EMPTY_LAUNCHES))
+
+    def stopwatch(self, launches: Sequence[Launch], block_seconds: float) -> Stopwatch:
+        """Each launch of at most one round is one cold sample."""
+        if self._overhead is None:
+            self._overhead = self._measure_overhead()
+        return _ColdStopwatch(launches[:4], self._flush, self._probe, self._overhead)

@@ -1,0 +1,228 @@
+"""What a worker measures on: timers, memory, and the physical limits nothing can be faster than.
+
+`CpuMachine` and `CudaMachine` are real; tests drive the same pipeline with a simulated one.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from marlin_bench.backends.protocol import DeviceTraits
+from marlin_bench.record import Ceiling, Environment, Telemetry, TimerName
+from marlin_bench.timer import CallTimer, Timer
+
+if TYPE_CHECKING:
+    from marlin_bench.clock_probe import ClockProbe
+
+_DEFAULT_CACHE_BYTES = 32 << 20
+
+TENSOR_FLOP_PER_CLOCK = {
+    # Dense FP16 tensor-core flop a clock and SM by compute capability: NVIDIA's architecture white papers (the
+    # published peak over SM count and boost clock, e.g. GA100 312e12 / 108 / 1410e6, GH100 989e12 / 132 / 1830e6).
+    (7, 0): 1024,
+    (7, 5): 1024,
+    (8, 0): 2048,
+    (8, 6): 1024,
+    (8, 9): 1024,
+    (9, 0): 4096,
+    (10, 0): 8192,
+    (12, 0): 1024,
+}
+
+
+@dataclass(frozen=True)
+class PhysicalLimits:
+    """What a sample is impossible beyond: datasheet bandwidth (bytes/s), tensor flop per clock over all SMs.
+
+    None where the machine does not tell; `highest_clock_hz` stands in for blocks that carry no clock.
+    """
+
+    memory_bandwidth: float | None = None
+    flop_per_clock: float | None = None
+    highest_clock_hz: float | None = None
+
+    def floor_seconds(self, compulsory_bytes: float, executed_flop: float, clock_hz: float | None) -> float:
+        """The least time physics allows; 0 where nothing is known."""
+        floor = compulsory_bytes / self.memory_bandwidth if self.memory_bandwidth else 0.0
+        clock = clock_hz or self.highest_clock_hz
+        if self.flop_per_clock and clock:
+            floor = max(floor, executed_flop / (self.flop_per_clock * clock))
+        return floor
+
+
+TelemetryWindow = Callable[[float, float], Telemetry]
+"""What the sensors said between two readings of time.monotonic."""
+
+
+class Machine(Protocol):
+    """One device of this process."""
+
+    @property
+    def traits(self) -> DeviceTraits:
+        """What backends may ask about."""
+
+    @property
+    def torch_device(self) -> str:
+        """Where operands live."""
+
+    @property
+    def uuid(self) -> str | None:
+        """What NVML calls the device; None for a CPU."""
+
+    @property
+    def timers(self) -> Mapping[TimerName, Timer]:
+        """The timers this device has."""
+
+    @property
+    def limits(self) -> PhysicalLimits:
+        """What is impossible here."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory for operands, in all."""
+
+    def environment(self) -> Environment:
+        """Everything recorded about the device and the software."""
+
+    def synchronize(self) -> None:
+        """Wait until all queued work is done."""
+
+    def release_memory(self) -> None:
+        """Give memory of dropped tensors back to the device."""
+
+    def measure_ceilings(self) -> list[Ceiling]:
+        """Measured roofs."""
+
+    def sensors(self) -> AbstractContextManager[TelemetryWindow | None]:
+        """Telemetry while the context is open; None where the device has no sensors."""
+
+
+def last_level_cache_bytes() -> int:
+    """Size of the CPU's last-level cache, from sysfs; 32 MiB where that is silent."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text[:-1]) * (1024 if text.endswith("K") else 1024**2))
+    return max(sizes, default=_DEFAULT_CACHE_BYTES)
+
+
+class CpuMachine:
+    """The processor torch computes on."""
+
+    torch_device = "cpu"
+    uuid = None
+    limits = PhysicalLimits()
+
+    def __init__(self) -> None:
+        from marlin_bench.environment import cpu_model
+
+        self.traits = DeviceTraits("cpu", cpu_model(), l2_bytes=last_level_cache_bytes())
+        self.timers: dict[TimerName, Timer] = {"kernel": CallTimer()}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Physical memory."""
+        import os
+
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def environment(self) -> Environment:
+        """The host alone."""
+        from marlin_bench.environment import cpu_environment
+
+        return cpu_environment()
+
+    def synchronize(self) -> None:
+        """CPU calls have returned when they are done."""
+
+    def release_memory(self) -> None:
+        """Collect what reference cycles still hold."""
+        gc.collect()
+
+    def measure_ceilings(self) -> list[Ceiling]:
+        """Triad bandwidth and dense GEMM peaks."""
+        from marlin_bench.ceilings import cpu_ceilings
+
+        return cpu_ceilings()
+
+    def sensors(self) -> AbstractContextManager[TelemetryWindow | None]:
+        """No sensors."""
+        return nullcontext(None)
+
+
+class CudaMachine:
+    """The one CUDA device this process sees (the parent sets CUDA_VISIBLE_DEVICES)."""
+
+    torch_device = "cuda"
+
+    def __init__(self) -> None:
+        import torch
+
+        from marlin_bench.clock_probe import ClockProbe
+        from marlin_bench.cuda_timer import ColdTimer, GraphTimer
+        from marlin_bench.environment import cuda_environment, device_uuid, pin_cuda_math
+
+        pin_cuda_math()
+        self.uuid: str | None = device_uuid()
+        properties = torch.cuda.get_device_properties(0)
+        self.traits = DeviceTraits(
+            kind="cuda",
+            name=properties.name,
+            capability=(properties.major, properties.minor),
+            sm_count=properties.multi_processor_count,
+            shared_memory_per_block=properties.shared_memory_per_block_optin  # type: ignore[attr-defined],
+            l2_bytes=properties.L2_cache_size,
+        )
+        self.probe: ClockProbe = ClockProbe()
+        self.timers: dict[TimerName, Timer] = {
+            "kernel": GraphTimer(self.probe),
+            "cold": ColdTimer(self.probe, properties.L2_cache_size),
+            "host": CallTimer("host", self.synchronize),
+        }
+        self.memory_bytes: int = properties.total_memory
+        self._environment = cuda_environment(self.traits)
+        flop_per_clock = TENSOR_FLOP_PER_CLOCK.get((properties.major, properties.minor))
+        self.limits = PhysicalLimits(
+            memory_bandwidth=self._environment.memory_bandwidth,
+            flop_per_clock=flop_per_clock * properties.multi_processor_count if flop_per_clock else None,
+            highest_clock_hz=self._environment.max_sm_clock_hz,
+        )
+
+    def environment(self) -> Environment:
+        """Device, driver and host."""
+        return self._environment
+
+    def synchronize(self) -> None:
+        """Wait for the device; raises what a kernel did wrong."""
+        import torch
+
+        torch.cuda.synchronize()
+
+    def release_memory(self) -> None:
+        """Return cached blocks to the driver."""
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def measure_ceilings(self) -> list[Ceiling]:
+        """HBM, L2, tensor and launch roofs."""
+        from marlin_bench.ceilings import cuda_ceilings
+
+        return cuda_ceilings(self.traits, self.probe)
+
+    def sensors(self) -> AbstractContextManager[TelemetryWindow | None]:
+        """The NVML sidecar of this device."""
+        from marlin_bench.environment import cuda_sensors
+
+        return cuda_sensors()
+
+
+def open_machine(device: str) -> Machine:
+    """The machine called `cpu` or `cuda`."""
+    return CpuMachine() if device == "cpu" else CudaMachine()

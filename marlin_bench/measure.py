@@ -1,0 +1,497 @@
+"""One cell: all its backends prepared, checked, timed in randomised blocks, and checked again.
+
+A block times every backend once, in random order; ratios are taken within a block. A backend leaves the rotation when
+the interval of its paired ratio is narrow enough or its share of the budget is spent (`converged: false`); baselines
+stay as long as anyone needs them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from marlin_bench.backends import load_backend
+from marlin_bench.backends.protocol import Backend, Choice, Packed
+from marlin_bench.check import check_output, fault, poison
+from marlin_bench.machine import Machine, TelemetryWindow
+from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
+from marlin_bench.plan import Cell
+from marlin_bench.quantize import QuantizedWeights
+from marlin_bench.record import Block, Check, Flag, Record, Rotation, Status, TimerName, record_id
+from marlin_bench.statistics import median_interval, paired_ratio
+from marlin_bench.suite_format import Sampling
+from marlin_bench.telemetry import flags as telemetry_flags
+from marlin_bench.telemetry import must_repeat
+from marlin_bench.timer import Launch, Sample, Stopwatch
+
+DISTINCT_SETS = 2  # operand sets with data of their own; further ones rotate the same data at other addresses
+L2_ROUNDS = 5  # a round of launches reads at least this many times the L2
+_MEMORY_SHARE = 0.1  # of the device's memory, for a second copy of weights that exceed the L2 rule alone
+_MOST_SETS = 512
+_LEAST_BLOCKS = 6  # fewer samples have no 95 % interval
+_CHECK_EVERY = 5
+_CROSS_CHECK_BLOCKS = 10
+_COOL_DOWN_SECONDS = 2.0
+_MOST_REPEATS = 3
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Emitter(Protocol):
+    """Where a cell's news goes, as it happens."""
+
+    def phase(self, backend: str, phase: str) -> None:
+        """`backend` now enters `phase`: who is to blame for what follows."""
+
+    def block(self, timer: TimerName, backend: str, block: Block) -> None:
+        """One finished turn."""
+
+    def verified(self, backend: str, check: Check) -> None:
+        """A right answer where only correctness was asked for."""
+
+    def record(self, record: Record) -> None:
+        """A finished record."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured, and what of it is already known."""
+
+    cell: Cell
+    backends: tuple[str, ...]
+    baselines: tuple[str, ...]
+    sampling: Sampling
+    run: str
+    device: str
+    clocks_locked: bool = False
+    isolated: bool = False
+    first_block: int = 0
+    clock_origin: float = 0.0
+    verify_only: bool = False
+    finish: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class LayerCache:
+    """Weights and packed weights of the layer in hand; cells of one layer follow each other."""
+
+    key: LayerKey | None = None
+    weights: list[QuantizedWeights] = field(default_factory=list)
+    packed: dict[str, list[Packed]] = field(default_factory=dict)
+
+    def turn_to(self, key: LayerKey, machine: Machine) -> None:
+        """Make `key` the layer in hand."""
+        if key == self.key:
+            return
+        self.key, self.weights, self.packed = key, [], {}
+        machine.release_memory()
+        self.weights = [make_weights(key, index, machine.torch_device) for index in range(DISTINCT_SETS)]
+
+    def packed_sets(self, backend: Backend, machine: Machine) -> list[Packed]:
+        """As many packed sets as the rotation rule asks for."""
+        if backend.name not in self.packed:
+            first = backend.pack(self.weights[0])
+            count = rotation_sets(first.nbytes, machine.traits.l2_bytes, machine.memory_bytes)
+            rest = [backend.pack(self.weights[index % DISTINCT_SETS]) for index in range(1, count)]
+            self.packed[backend.name] = [first, *rest]
+        return self.packed[backend.name]
+
+
+def rotation_sets(packed_bytes: int, cache_bytes: int, memory_bytes: int) -> int:
+    """Operand sets in a round: enough to read 5x the cache, and a second one where memory allows."""
+    needed = math.ceil(L2_ROUNDS * cache_bytes / packed_bytes)
+    if needed < DISTINCT_SETS and packed_bytes * DISTINCT_SETS > _MEMORY_SHARE * memory_bytes:
+        return 1
+    return min(_MOST_SETS, max(DISTINCT_SETS, needed))
+
+
+@dataclass
+class Entrant:
+    """One backend in one cell, from preparation to record."""
+
+    backend: Backend
+    packed: list[Packed]
+    activations: list[Tensor]
+    outputs: list[Tensor]
+    expected: list[Tensor]
+    choice: Choice
+    launches: list[Launch]
+    prepare_s: float
+    checks: list[Check] = field(default_factory=list)
+    stopwatches: dict[TimerName, Stopwatch] = field(default_factory=dict)
+    blocks: dict[TimerName, list[Block]] = field(default_factory=dict)
+    converged: dict[TimerName, bool] = field(default_factory=dict)
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return self.backend.name
+
+    def medians(self, timer: TimerName) -> list[float]:
+        """One time a block, in block order."""
+        return [sorted(block.times)[len(block.times) // 2] for block in self.blocks[timer]]
+
+
+class CellMeasurement:
+    """The verbs of one cell."""
+
+    def __init__(self, job: Job, machine: Machine, cache: LayerCache, emitter: Emitter) -> None:
+        self.job, self.machine, self.cache, self.emitter = job, machine, cache, emitter
+        self.cell = job.cell
+        self.random = random.Random(f"{job.cell.seed}/{job.cell.id}/{job.first_block}")
+        self.started = time.monotonic()
+        self.timed_s = 0.0
+        self._activations: dict[str, list[Tensor]] = {}
+        self._canonical: dict[str, list[Tensor]] = {}
+
+    # -- preparation ------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> list[Entrant]:
+        """Every backend that can run, packed and tuned; the others leave a record with their reason."""
+        key = LayerKey(self.cell.K, self.cell.N, self.cell.group_size, self.cell.seed)
+        entrants = []
+        for name in self.job.backends:
+            self.emitter.phase(name, "prepare")
+            backend = load_backend(name)
+            refusal = self._refusal(backend)
+            if refusal is not None:
+                self.emitter.record(self._record(backend, "kernel", *refusal))
+                continue
+            try:
+                self.cache.turn_to(key, self.machine)
+                entrants.append(self._enter(backend))
+            except torch.OutOfMemoryError as error:
+                self.cache.packed.pop(name, None)
+                self.machine.release_memory()
+                reason = str(error).splitlines()[0]
+                self.emitter.record(self._record(backend, "kernel", Status.OUT_OF_MEMORY, reason))
+        return entrants
+
+    def _refusal(self, backend: Backend) -> tuple[Status, str] | None:
+        if backend.device != self.machine.traits.kind:
+            return Status.UNSUPPORTED, f"it runs on {backend.device}, this is a {self.machine.traits.kind} device"
+        missing = backend.missing()
+        if missing is not None:
+            return Status.MISSING, f"{missing.reason}: {missing.remedy}"
+        sentence = backend.unsupported(self.cell.problem, self.machine.traits)
+        return None if sentence is None else (Status.UNSUPPORTED, sentence)
+
+    def _enter(self, backend: Backend) -> Entrant:
+        began = time.monotonic()
+        packed = self.cache.packed_sets(backend, self.machine)
+        distinct = self._activation_sets(backend.activation_dtype)
+        activations = [distinct[index % DISTINCT_SETS] for index in range(len(packed))]
+        shape = (self.cell.M, self.cell.N)
+        outputs = [
+            torch.empty(shape, dtype=DTYPES[backend.output_dtype], device=self.machine.torch_device) for _ in packed
+        ]
+        choice = backend.tune(packed, activations, outputs)
+        launches = [
+            backend.launch(one, activation, output, choice)
+            for one, activation, output in zip(packed, activations, outputs, strict=True)
+        ]
+        self.machine.synchronize()
+        prepare_s = time.monotonic() - began
+        expected = self._expected(backend, packed)
+        return Entrant(backend, packed, activations, outputs, expected, choice, launches, prepare_s)
+
+    def _activation_sets(self, dtype: str) -> list[Tensor]:
+        if dtype not in self._activations:
+            self._activations[dtype] = [
+                make_activations(
+                    self.cell.seed, self.cell.M, self.cell.K, index, DTYPES[dtype], self.machine.torch_device
+                )
+                for index in range(DISTINCT_SETS)
+            ]
+        return self._activations[dtype]
+
+    def _expected(self, backend: Backend, packed: Sequence[Packed]) -> list[Tensor]:
+        """Float64 answers of the distinct sets; those judged against the canonical weights share theirs."""
+        activations = self._activation_sets(backend.activation_dtype)
+        count = min(DISTINCT_SETS, len(packed))
+        if any(one.reference for one in packed[:count]):
+            return [
+                expected_product(activations[index], WeightSource(self.cache.weights[index], packed[index].reference))
+                for index in range(count)
+            ]
+        if backend.activation_dtype not in self._canonical:
+            self._canonical[backend.activation_dtype] = [
+                expected_product(activations[index], WeightSource(self.cache.weights[index]))
+                for index in range(DISTINCT_SETS)
+            ]
+        return self._canonical[backend.activation_dtype][:count]
+
+    # -- checks -----------------------------------------------------------------------------------------------------
+
+    def check_before(self, entrants: list[Entrant]) -> list[Entrant]:
+        """Run every launch once on poisoned outputs; the wrong ones leave a record."""
+        right = []
+        for entrant in entrants:
+            self.emitter.phase(entrant.name, "check")
+            for output in entrant.outputs:
+                poison(output)
+            for launch in entrant.launches:
+                launch()
+            self.machine.synchronize()
+            if self._judge(entrant, entrant.expected, "before"):
+                right.append(entrant)
+        return right
+
+    def check_after(self, entrants: list[Entrant]) -> list[Entrant]:
+        """Replay what was timed on other activations: whoever cached an answer, or stopped computing, is caught.
+
+        The new activations are the old ones negated and turned by a row, in place; so are the expected answers.
+        """
+        for sets in self._activations.values():
+            for activation in sets:
+                activation.copy_(activation.roll(1, 0).neg_())
+        right = []
+        for entrant in entrants:
+            self.emitter.phase(entrant.name, "check after timing")
+            for output in entrant.outputs:
+                poison(output)
+            self.machine.synchronize()
+            entrant.stopwatches["kernel"].sample()
+            if self._judge(entrant, [answer.roll(1, 0).neg() for answer in entrant.expected], "after"):
+                right.append(entrant)
+        return right
+
+    def _judge(self, entrant: Entrant, expected: list[Tensor], when: str) -> bool:
+        last = len(entrant.outputs) - 1
+        worst: Check | None = None
+        for index in sorted({*range(len(expected)), last}):
+            check = check_output(
+                entrant.outputs[index],
+                expected[index % len(expected)],
+                entrant.backend.tolerance,
+                "after" if when == "after" else "before",
+            )
+            entrant.reason = fault(check)
+            if worst is None or entrant.reason or check.mean_error > worst.mean_error:
+                worst = check
+            if entrant.reason:
+                break
+        if worst is not None:
+            entrant.checks.append(worst)
+        if entrant.reason is None:
+            return True
+        self.emitter.record(self._record(entrant.backend, "kernel", Status.WRONG, entrant.reason, entrant))
+        return False
+
+    # -- timing -----------------------------------------------------------------------------------------------------
+
+    def time(self, entrants: list[Entrant]) -> None:
+        """All timers of the cell, the headline first."""
+        with self.machine.sensors() as window:
+            for timer in self.cell.timers:
+                if timer not in self.machine.timers:
+                    continue
+                for entrant in entrants:
+                    self.emitter.phase(entrant.name, f"prepare timer {timer}")
+                    stopwatch = self.machine.timers[timer].stopwatch(entrant.launches, self.job.sampling.block_seconds)
+                    entrant.stopwatches[timer] = stopwatch
+                    entrant.blocks[timer] = []
+                self._blocks(timer, entrants, window)
+
+    def _blocks(self, timer: TimerName, entrants: list[Entrant], window: TelemetryWindow | None) -> None:
+        sampling = self.job.sampling
+        headline = timer == self.cell.timers[0]
+        most = sampling.max_blocks if headline else min(_CROSS_CHECK_BLOCKS, sampling.max_blocks)
+        least = min(sampling.min_blocks, most)
+        share = sampling.cell_seconds / max(1, len(entrants))
+        spent = dict.fromkeys((entrant.name for entrant in entrants), 0.0)
+        running = list(entrants)
+        for index in range(self.job.first_block, self.job.first_block + most):
+            order = list(running)
+            self.random.shuffle(order)
+            for position, entrant in enumerate(order):
+                block, seconds = self._turn(timer, entrant, index, position, window)
+                entrant.blocks[timer].append(block)
+                spent[entrant.name] += seconds
+                self.emitter.block(timer, entrant.name, block)
+            done = index - self.job.first_block + 1
+            if done >= _LEAST_BLOCKS and (done % _CHECK_EVERY == 0 or max(spent.values()) >= share):
+                running = self._still_needed(timer, running, spent, done >= least, share)
+            if not running or self.job.finish():
+                break
+        for entrant in entrants:
+            entrant.converged[timer] = self._is_narrow(timer, entrant, entrants)
+
+    def _still_needed(
+        self, timer: TimerName, running: list[Entrant], spent: dict[str, float], enough: bool, share: float
+    ) -> list[Entrant]:
+        candidates = [entrant for entrant in running if not self._is_baseline(entrant)]
+        baselines = [entrant for entrant in running if self._is_baseline(entrant)]
+
+        def goes_on(entrant: Entrant) -> bool:
+            if spent[entrant.name] >= share:
+                return False
+            return not (enough and self._is_narrow(timer, entrant, running))
+
+        candidates = [entrant for entrant in candidates if goes_on(entrant)]
+        if candidates:
+            return [entrant for entrant in running if entrant in candidates or entrant in baselines]
+        return [entrant for entrant in baselines if goes_on(entrant)]
+
+    def _is_baseline(self, entrant: Entrant) -> bool:
+        return entrant.name in self.job.baselines
+
+    def _is_narrow(self, timer: TimerName, entrant: Entrant, entrants: list[Entrant]) -> bool:
+        """Whether the interval of the paired ratio (of the time itself for a baseline) is narrow enough."""
+        baseline = next((other for other in entrants if self._is_baseline(other)), None)
+        own = entrant.medians(timer)
+        if len(own) < _LEAST_BLOCKS:
+            return False
+        if baseline is None or baseline is entrant:
+            interval = median_interval(own)
+        else:
+            mates = {
+                block.index: time for block, time in zip(baseline.blocks[timer], baseline.medians(timer), strict=True)
+            }
+            pairs = [
+                (mates[block.index], time)
+                for block, time in zip(entrant.blocks[timer], own, strict=True)
+                if block.index in mates
+            ]
+            interval = paired_ratio([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        return interval.relative_width <= self.job.sampling.interval
+
+    def _turn(
+        self, timer: TimerName, entrant: Entrant, index: int, position: int, window: TelemetryWindow | None
+    ) -> tuple[Block, float]:
+        """One backend's turn; repeated after a cool-down while the hardware slowed itself down."""
+        for _ in range(_MOST_REPEATS):
+            self.emitter.phase(entrant.name, "timing")
+            sample = entrant.stopwatches[timer].sample()
+            block = self._block(sample, index, position, window)
+            if block.telemetry is None or not must_repeat(block.telemetry):
+                break
+            time.sleep(_COOL_DOWN_SECONDS)
+        seconds = sum(sample.times) / len(sample.times) * entrant.stopwatches[timer].launches
+        self.timed_s += seconds
+        return block, seconds
+
+    def _block(self, sample: Sample, index: int, position: int, window: TelemetryWindow | None) -> Block:
+        telemetry = None if window is None else window(sample.started, sample.ended)
+        return Block(
+            index=index,
+            order=position,
+            times=sample.times,
+            started_s=max(0.0, sample.started - self.job.clock_origin),
+            sm_clock_hz=sample.sm_clock_hz,
+            telemetry=telemetry,
+            flags=[] if telemetry is None else telemetry_flags(telemetry),
+        )
+
+    # -- records ----------------------------------------------------------------------------------------------------
+
+    def finish(self, entrants: list[Entrant]) -> None:
+        """A record for every timer of every backend that is right and possible."""
+        for entrant in entrants:
+            sentence = self._impossible(entrant)
+            if sentence is not None:
+                record = self._record(entrant.backend, "kernel", Status.IMPOSSIBLE, sentence, entrant)
+                self.emitter.record(record)
+                continue
+            for timer, blocks in entrant.blocks.items():
+                record = self._record(entrant.backend, timer, Status.OK, None, entrant)
+                self.emitter.record(
+                    record.model_copy(
+                        update={
+                            "blocks": blocks,
+                            "converged": entrant.converged[timer],
+                            "flags": self._flags(timer, entrant),
+                        }
+                    )
+                )
+
+    def _impossible(self, entrant: Entrant) -> str | None:
+        problem, backend = self.cell.problem, entrant.backend
+        fmt = backend.format(problem)
+        resident = self._rotation(entrant, "kernel").bytes < self.machine.traits.l2_bytes
+        moved = 0.0 if resident else problem.traffic(fmt, backend.activation_bits).total
+        for blocks in entrant.blocks.values():
+            times = [time for block in blocks for time in block.times]
+            clocks = [block.sm_clock_hz for block in blocks if block.sm_clock_hz]
+            floor = self.machine.limits.floor_seconds(moved, problem.executed_flop(fmt), max(clocks, default=None))
+            typical = sorted(times)[len(times) // 2]
+            if not typical >= floor:
+                return f"median {typical:.4g} s is below the physical floor of {floor:.4g} s"
+        return None
+
+    def _rotation(self, entrant: Entrant, timer: TimerName) -> Rotation:
+        stopwatch = entrant.stopwatches.get(timer)
+        return Rotation(
+            sets=len(entrant.packed),
+            bytes=sum(one.nbytes for one in entrant.packed),
+            launches=stopwatch.launches if stopwatch else 0,
+        )
+
+    def _flags(self, timer: TimerName, entrant: Entrant) -> list[Flag]:
+        flags = {flag for block in entrant.blocks[timer] for flag in block.flags}
+        if not entrant.converged[timer]:
+            flags.add(Flag.NOT_CONVERGED)
+        if self._rotation(entrant, timer).bytes < L2_ROUNDS * self.machine.traits.l2_bytes:
+            flags.add(Flag.FEW_OPERAND_SETS)
+        return sorted(flags)
+
+    def _record(
+        self, backend: Backend, timer: TimerName, status: Status, reason: str | None, entrant: Entrant | None = None
+    ) -> Record:
+        cell = self.cell
+        made = Record.model_construct(
+            id=record_id(self.job.device, f"{cell.suite}/{cell.id}", backend.name, timer),
+            run=self.job.run,
+            cell=cell.id,
+            suite=cell.suite,
+            layer=cell.layer,
+            device=self.job.device,
+            timer=timer,
+            backend=backend.name,
+            backend_version=backend.version() if status is not Status.MISSING else "missing",
+            kernel_digest=backend.kernel_digest(),
+            baseline=backend.name in self.job.baselines,
+            M=cell.M,
+            N=cell.N,
+            K=cell.K,
+            group_size=cell.group_size,
+            format=backend.format(cell.problem).name,
+            activation_dtype=backend.activation_dtype,
+            status=status,
+            reason=reason,
+            clocks_locked=self.job.clocks_locked,
+            seed=cell.seed,
+            isolated=self.job.isolated,
+        )
+        if entrant is None:
+            return made
+        return made.model_copy(
+            update={
+                "stored_bytes": entrant.packed[0].nbytes,
+                "choice": dict(entrant.choice),
+                "prepare_s": entrant.prepare_s,
+                "checks": entrant.checks,
+                "rotation": self._rotation(entrant, timer),
+            }
+        )
+
+
+def measure_cell(job: Job, machine: Machine, cache: LayerCache, emitter: Emitter) -> float:
+    """Measure one cell; its records go to `emitter`. Gives the seconds spent inside timed work."""
+    cell = CellMeasurement(job, machine, cache, emitter)
+    entrants = cell.check_before(cell.prepare())
+    if job.verify_only:
+        for entrant in entrants:
+            emitter.verified(entrant.name, entrant.checks[-1])
+        return 0.0
+    cell.time(entrants)
+    cell.finish(cell.check_after(entrants))
+    return cell.timed_s

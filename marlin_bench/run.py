@@ -1,0 +1,429 @@
+"""The sweep: a suite's cells over one or more devices into a run folder, with resume, budget and Ctrl-C.
+
+Where a cell runs is the executor's business; only this process writes results. A record is on disk before the next
+cell starts, and running again measures what is missing and nothing else.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from marlin_bench.backends import load_backend
+from marlin_bench.cell_runner import BackendFacts, DeviceRunner, Listener, RunContext
+from marlin_bench.clocks import ClockRequest, ClockState, hold_clocks
+from marlin_bench.device import DeviceError, device_names, refuse_other_device, slug
+from marlin_bench.executor import Executor, LocalExecutor, WorkerLostError
+from marlin_bench.exit_codes import ExitCode, deciding
+from marlin_bench.plan import Cell, Selection, plan
+from marlin_bench.record import Ceiling, Check, Record, RunMeta, Status
+from marlin_bench.store import DiskFullError, RunWriter, StoreError, find_runs, open_writer, read_meta, read_run
+from marlin_bench.suite import Suite
+
+_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
+
+
+class Progress(Protocol):
+    """Who is told how the sweep goes."""
+
+    def started(self, cells_total: int, cells_done: int) -> None:
+        """The sweep begins; `cells_done` were measured by an earlier run of it."""
+
+    def cell_started(self, cell: Cell) -> None:
+        """A cell begins."""
+
+    def backend_progress(self, cell: Cell, backend: str, phase: str) -> None:
+        """A backend of it enters a phase."""
+
+    def record_done(self, record: Record) -> None:
+        """A record is on disk."""
+
+    def cell_done(self, cell: Cell, seconds: float) -> None:
+        """A cell is through."""
+
+    def note(self, sentence: str) -> None:
+        """Something the user should read."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a sweep ended."""
+
+    folder: Path
+    exit_code: ExitCode
+    cells_done: int
+    cells_total: int
+    timed_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One backend's answer in one cell, where only correctness was asked for."""
+
+    cell: Cell
+    backend: str
+    check: Check | None
+    refusal: Record | None
+
+
+def backend_facts(cell: Cell) -> dict[str, BackendFacts]:
+    """What the parent needs to know of a cell's backends."""
+    facts = {}
+    for name in cell.backends:
+        backend = load_backend(name)
+        facts[name] = BackendFacts(
+            name=name,
+            is_baseline=backend.is_baseline,
+            own_process=backend.isolation == "own",
+            format=backend.format(cell.problem).name,
+            activation_dtype=backend.activation_dtype,
+            version=backend.version() if backend.missing() is None else "missing",
+        )
+    return facts
+
+
+class _Interruption:
+    """Ctrl-C or SIGTERM: once ends the cell in progress after its present block, twice ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.on_first: Callable[[], None] = lambda: None
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.asked.is_set():
+            raise KeyboardInterrupt
+        self.asked.set()
+        self.on_first()
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Take the signals while the context is open (the main thread's business alone)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _missing_cells(cells: list[Cell], records: list[Record]) -> list[Cell]:
+    """Cells without a record for every backend; a backend of its own process records under `<cell>+<backend>`."""
+    known = {(record.cell.partition("+")[0], record.backend) for record in records}
+    return [cell for cell in cells if any((cell.id, backend) not in known for backend in cell.backends)]
+
+
+def _folder_to_resume(device_folder: Path, suite: Suite, code_digest: str, cells: list[Cell]) -> Path | None:
+    """The newest run of the same suite by the same code that still lacks some of `cells`."""
+    for folder in reversed(find_runs(device_folder)):
+        try:
+            run = read_run(folder)
+        except StoreError:
+            continue
+        same = run.meta.suite_digest == suite.digest and run.meta.environment.code_digest == code_digest
+        if same and run.meta.suite == suite.name:
+            return folder if _missing_cells(cells, run.records) else None
+    return None
+
+
+def selected_cells(suite: Suite, selection: Selection) -> list[Cell]:
+    """The cells a selection leaves; SelectionError when none."""
+    return plan(
+        suite,
+        only=selection.only or None,
+        layers=selection.layers or None,
+        backends=selection.backends or None,
+        batches=selection.batches or None,
+    )
+
+
+def _open_devices(suite: Suite, option: str | None, executor: Executor) -> list[DeviceRunner]:
+    """A runner for every device asked for, all of one model and the one the suite wants."""
+    runners: list[DeviceRunner] = []
+    try:
+        for name in device_names(option, suite.device.kind):
+            runners.append(_open_device(suite, name, executor))
+            first, latest = runners[0].session.ready.environment, runners[-1].session.ready.environment
+            if latest.device_name != first.device_name:
+                raise DeviceError(
+                    f"--device {option} mixes {first.device_name} and {latest.device_name}: run each model by itself"
+                )
+    except DeviceError:
+        for runner in runners:
+            runner.close()
+        raise
+    return runners
+
+
+def _open_device(suite: Suite, name: str, executor: Executor) -> DeviceRunner:
+    try:
+        runner = DeviceRunner(executor, name)
+    except WorkerLostError as lost:
+        if name == "cpu":
+            raise DeviceError(f"the CPU worker did not start: {lost.reason}") from lost
+        wanted = f"a CUDA device named {suite.device.name}" if suite.device.name else "a CUDA device"
+        raise DeviceError(
+            f"suite {suite.name} wants {wanted}, and {name} cannot be opened here ({lost.reason}): run suites/cpu.yaml"
+            " instead, or add --dry-run to see the plan"
+        ) from lost
+    try:
+        refuse_other_device(suite, runner.session.ready.environment)
+    except DeviceError:
+        runner.close()
+        raise
+    return runner
+
+
+@contextmanager
+def _held_clocks(suite: Suite, runner: DeviceRunner, progress: Progress) -> Iterator[ClockState | None]:
+    """The suite's clock policy on one device; nothing to hold on a CPU."""
+    uuid = runner.session.ready.device_uuid
+    if uuid is None:
+        yield None
+        return
+    request = ClockRequest(suite.clocks.policy, suite.clocks.sm_mhz, suite.clocks.memory_mhz)
+    with hold_clocks(request, uuid) as state:
+        if state.warning:
+            progress.note(state.warning)
+        yield state
+
+
+class _Sweep:
+    """The cells of one run, shared over the devices."""
+
+    def __init__(self, suite: Suite, writer: RunWriter, meta: RunMeta, progress: Progress) -> None:
+        self.suite, self.writer, self.meta, self.progress = suite, writer, meta, progress
+        self.interruption = _Interruption()
+        self.timed_s = 0.0
+        self.cells_done = 0
+        self.statuses: list[Status] = []
+        self.failure: StoreError | None = None
+        self._lock = threading.Lock()
+        self._deadline: float | None = None
+        origin = datetime.strptime(meta.started, _TIME_FORMAT).replace(tzinfo=UTC)
+        self._clock_origin = time.monotonic() - (datetime.now(UTC) - origin).total_seconds()
+
+    def measure(self, runners: list[DeviceRunner], cells: list[Cell], budget_s: float | None, *, locked: bool) -> None:
+        """Measure `cells`, each on whichever device is free."""
+        self._deadline = None if budget_s is None else time.monotonic() + budget_s
+        waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
+        for cell in cells:
+            waiting.put(cell)
+        self.interruption.on_first = lambda: self._finish_early(runners)
+        with self.interruption.handled():
+            if len(runners) == 1:
+                self._serve(runners[0], waiting, locked=locked)
+                return
+            threads = [
+                threading.Thread(target=self._serve, args=(runner, waiting), kwargs={"locked": locked})
+                for runner in runners
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(timeout=0.2)  # wakes up for signals
+
+    def _finish_early(self, runners: list[DeviceRunner]) -> None:
+        self.progress.note("stopping after the block in progress; press Ctrl-C again to stop at once")
+        for runner in runners:
+            try:
+                runner.session.finish()
+            except WorkerLostError:
+                continue  # its cell already reports the loss
+
+    def _must_stop(self) -> bool:
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        return late or self.interruption.asked.is_set() or self.failure is not None
+
+    def _serve(self, runner: DeviceRunner, waiting: queue.SimpleQueue[Cell], *, locked: bool) -> None:
+        context = RunContext(
+            run=self.meta.run,
+            device=slug(self.meta.environment.device_name),
+            sampling=self.suite.sampling,
+            clock_origin=self._clock_origin,
+            clocks_locked=locked,
+        )
+        while not self._must_stop():
+            try:
+                cell = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                self._one_cell(runner, cell, context)
+            except StoreError as error:
+                self.failure = error
+
+    def _one_cell(self, runner: DeviceRunner, cell: Cell, context: RunContext) -> None:
+        began = time.monotonic()
+        self.progress.cell_started(cell)
+        listener = Listener(
+            phase=lambda backend, phase: self.progress.backend_progress(cell, backend, phase),
+            record=self._keep,
+            verified=lambda _backend, _check: None,
+        )
+        timed_s = runner.run(cell, backend_facts(cell), context, listener)
+        with self._lock:
+            self.timed_s += timed_s
+            self.cells_done += 1
+        self.progress.cell_done(cell, time.monotonic() - began)
+
+    def _keep(self, record: Record) -> None:
+        with self._lock:
+            self.writer.append(record)
+            self.statuses.append(record.status)
+        self.progress.record_done(record)
+
+
+_EXIT_OF_STATUS = {
+    Status.WRONG: ExitCode.WRONG_RESULT,
+    Status.IMPOSSIBLE: ExitCode.WRONG_RESULT,
+    Status.CRASHED: ExitCode.PARTLY_FAILED,
+    Status.TIMEOUT: ExitCode.PARTLY_FAILED,
+    Status.OUT_OF_MEMORY: ExitCode.PARTLY_FAILED,
+}
+
+
+def exit_code_of(statuses: list[Status]) -> ExitCode:
+    """The exit code that a set of record statuses means; NOTHING_MEASURED when none is `ok`."""
+    codes = [_EXIT_OF_STATUS[status] for status in statuses if status in _EXIT_OF_STATUS]
+    if Status.OK not in statuses:
+        codes.append(ExitCode.NOTHING_MEASURED)
+    return deciding(codes)
+
+
+def run_suite(
+    suite: Suite,
+    *,
+    selection: Selection,
+    results: Path,
+    devices: str | None,
+    budget_s: float | None,
+    progress: Progress,
+    executor: Executor | None = None,
+) -> RunOutcome:
+    """Measure a suite into a run folder under `results`, resuming an unfinished one of the same suite and code.
+
+    Raises DeviceError or ClockError (exit 6), SelectionError (2), StoreError when the folder cannot be had.
+    """
+    began = time.monotonic()
+    cells = selected_cells(suite, selection)
+    runners = _open_devices(suite, devices, executor or LocalExecutor())
+    try:
+        environment = runners[0].session.ready.environment
+        device_folder = results / slug(environment.device_name)
+        folder = _folder_to_resume(device_folder, suite, environment.code_digest, cells)
+        if folder is None:
+            meta = _new_meta(suite, runners[0], len(plan(suite)))
+            folder = device_folder / meta.run
+        with open_writer(folder) as writer:
+            if (folder / "run.json").exists():
+                meta = read_meta(folder)
+                progress.note(f"resuming {folder}")
+            missing = _missing_cells(cells, read_run(folder).records) if (folder / "run.json").exists() else cells
+            progress.started(len(cells), len(cells) - len(missing))
+            with _held_clocks(suite, runners[0], progress) as state:
+                if not meta.ceilings:
+                    progress.note("measuring the machine's ceilings")
+                    meta = meta.model_copy(update={"ceilings": _ceilings(runners[0])})
+                writer.write_meta(meta)
+                sweep = _Sweep(suite, writer, meta, progress)
+                try:
+                    sweep.measure(runners, missing, budget_s, locked=bool(state and state.locked))
+                finally:
+                    wall_s = time.monotonic() - began
+                    meta = meta.model_copy(
+                        update={"timed_s": meta.timed_s + sweep.timed_s, "wall_s": meta.wall_s + wall_s}
+                    )
+                    _write_totals(writer, meta, sweep)
+        return _outcome(folder, cells, sweep, wall_s)
+    finally:
+        for runner in runners:
+            runner.close()
+
+
+def _write_totals(writer: RunWriter, meta: RunMeta, sweep: _Sweep) -> None:
+    try:
+        writer.write_meta(meta)
+    except DiskFullError as error:
+        sweep.failure = sweep.failure or error
+
+
+def _outcome(folder: Path, cells: list[Cell], sweep: _Sweep, wall_s: float) -> RunOutcome:
+    records = read_run(folder).records
+    wanted = {cell.id for cell in cells}
+    statuses = [record.status for record in records if record.cell.partition("+")[0] in wanted]
+    codes = [exit_code_of(statuses)]
+    if sweep.interruption.asked.is_set():
+        codes.append(ExitCode.INTERRUPTED)
+    if sweep.failure is not None:
+        sweep.progress.note(str(sweep.failure))
+        codes = [ExitCode.PARTLY_FAILED, *(code for code in codes if code is ExitCode.INTERRUPTED)]
+    done = len(cells) - len(_missing_cells(cells, records))
+    return RunOutcome(folder, deciding(codes), done, len(cells), sweep.timed_s, wall_s)
+
+
+def _ceilings(runner: DeviceRunner) -> list[Ceiling]:
+    try:
+        return runner.session.ceilings()
+    except WorkerLostError as lost:
+        raise DeviceError(f"the machine's ceilings could not be measured: {lost.reason}") from lost
+
+
+def _new_meta(suite: Suite, runner: DeviceRunner, cells: int) -> RunMeta:
+    environment = runner.session.ready.environment
+    started = datetime.now(UTC).strftime(_TIME_FORMAT)
+    tag = environment.commit + ("_dirty" if environment.dirty else "")
+    return RunMeta(
+        run=f"{started}_{suite.name}_{tag}",
+        suite=suite.name,
+        suite_text=suite.text,
+        suite_digest=suite.digest,
+        started=started,
+        clock_policy=suite.clocks.policy,
+        environment=environment,
+        cells=cells,
+    )
+
+
+def verify_suite(
+    suite: Suite, *, selection: Selection, devices: str | None, executor: Executor | None = None
+) -> Iterator[Verification]:
+    """Check every backend of the selected cells for right answers, timing nothing and storing nothing."""
+    cells = selected_cells(suite, selection)
+    runner = _open_devices(suite, devices, executor or LocalExecutor())[0]
+    context = RunContext(
+        run="verify",
+        device=slug(runner.session.ready.environment.device_name),
+        sampling=suite.sampling,
+        clock_origin=time.monotonic(),
+        verify_only=True,
+    )
+    try:
+        for cell in cells:
+            found: list[Verification] = []
+            listener = Listener(
+                phase=lambda _backend, _phase: None,
+                record=lambda record, cell=cell, found=found: found.append(  # type: ignore[misc]
+                    Verification(cell, record.backend, None, record)
+                ),
+                verified=lambda backend, check, cell=cell, found=found: found.append(  # type: ignore[misc]
+                    Verification(cell, backend, check, None)
+                ),
+            )
+            runner.run(cell, backend_facts(cell), context, listener)
+            yield from found
+    finally:
+        runner.close()
