@@ -101,7 +101,7 @@ def _any_matches(patterns: str | tuple[str, ...] | None, name: str) -> bool:
 
 
 class _Rule(StrictModel):
-    select: Select = Select()
+    select: Select = Field(default_factory=Select)
     """The records that the rule is about."""
     clocks: Literal["any", "locked"] = "any"
     """`locked`: records measured at free clocks are inconclusive."""

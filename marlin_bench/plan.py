@@ -27,6 +27,16 @@ class SelectionError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """What was asked for on the command line, in the terms of `plan`; None selects everything."""
+
+    only: tuple[str, ...] | None = None
+    layers: tuple[str, ...] | None = None
+    backends: tuple[str, ...] | None = None
+    batches: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One problem with all the backends that are measured on it together; plain data that can cross a process."""
 
@@ -162,8 +172,11 @@ def floor_seconds(
     """Seconds of timed work that the cell needs at least, with every launch at the roofline.
 
     Without `sampling` one launch for each backend and timer; with it the suite's smallest number of blocks, each as
-    long as a launch or as `block_seconds`, whichever is longer.
+    long as a launch or as `block_seconds`, whichever is longer, within the backend's share of the cell's budget.
     """
     launches = launch_floors(cell, bandwidth, flops, format_of=format_of).values()
-    blocks, block_seconds = (sampling.min_blocks, sampling.block_seconds) if sampling else (1, 0.0)
-    return sum(max(floor, block_seconds) for floor in launches) * blocks * len(cell.timers)
+    if sampling is None:
+        return sum(launches) * len(cell.timers)
+    share = sampling.cell_seconds / len(cell.backends)
+    blocks = (max(floor, sampling.block_seconds) for floor in launches)
+    return sum(min(block * sampling.min_blocks, max(share, block)) for block in blocks) * len(cell.timers)

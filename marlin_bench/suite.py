@@ -28,6 +28,7 @@ from marlin_bench.suite_format import (
     ModelLayers,
     Sampling,
     SuiteFile,
+    schema_text,
     suite_schema,
 )
 from marlin_bench.suite_sentences import first_complaint
@@ -45,6 +46,7 @@ __all__ = [
     "SuiteError",
     "load_suite",
     "parse_suite",
+    "schema_text",
     "shipped_suite_names",
     "shipped_suites_folder",
     "suite_schema",
@@ -56,7 +58,7 @@ SUFFIXES = (".yaml", ".yml")
 class Layer(BaseModel):
     """One weight matrix W[K,N] of the sweep, under the name that cell ids use."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     name: str
     K: int
@@ -66,7 +68,7 @@ class Layer(BaseModel):
 class Suite(BaseModel):
     """An experiment, resolved: every layer a (K, N), every M a number. Made by `load_suite` or `parse_suite`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     description: str

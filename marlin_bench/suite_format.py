@@ -5,6 +5,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
@@ -134,15 +140,15 @@ class Sampling(StrictModel):
     timers: Annotated[tuple[TimerName, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)] = ("kernel",)
     """`kernel` (headline: launches over rotated operands), `cold` (flushed caches), `host` (wall time of a call)."""
     min_blocks: Annotated[int, Field(ge=3, le=100_000)] = 30
-    """Blocks that are always measured."""
+    """Blocks before a narrow interval may end the sampling."""
     max_blocks: Annotated[int, Field(ge=3, le=100_000)] = 300
     """Blocks after which a cell ends even when its interval is still wide."""
     interval: Annotated[float, Field(gt=0, lt=1)] = 0.005
     """Relative width of the 95 % interval of the paired ratio that is narrow enough."""
     block_seconds: Seconds = 0.005
-    """Time that one backend takes in one block, or one launch if that is longer."""
+    """Time that one backend takes in one block, unless a round over its operand sets is longer."""
     cell_seconds: Seconds = 10.0
-    """Budget of a cell: after the minimum of blocks, sampling stops here."""
+    """Timed seconds that a cell may take for each timer, shared evenly by its backends; it then ends unconverged."""
     timeout_seconds: Seconds = 120.0
     """A backend that needs longer in one cell is ended and recorded as `timeout`."""
 
@@ -166,7 +172,7 @@ class SuiteFile(StrictModel):
     clocks: Annotated[
         Annotated[ClockPolicy, Tag("word")] | Annotated[Clocks, Tag("policy_and_clocks")],
         by_kind(text="word", other="policy_and_clocks"),
-    ] = Clocks()
+    ] = Field(default_factory=Clocks)
     """What happens to the clocks; a word such as `observe` is short for `{policy: observe}`."""
     layers: Annotated[tuple[LayerEntry, ...], Field(strict=False, min_length=1)]
     """Weight matrices: `{name, K, N}`, `{model: llama-2-7b}` or `{config: path/to/config.json}`."""
@@ -180,7 +186,7 @@ class SuiteFile(StrictModel):
         AfterValidator(_distinct),
     ]
     """Kernels and baselines, see `marlin-bench list backends`."""
-    sampling: Sampling = Sampling()
+    sampling: Sampling = Field(default_factory=Sampling)
     """How each backend of a cell is timed."""
     tune: Literal["quick", "full"] = "quick"
     """How long backends may search for their configuration, untimed."""
@@ -199,4 +205,39 @@ class SuiteFile(StrictModel):
 
 def suite_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a suite file, for completion in editors; shipped as suites/suite.schema.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **SuiteFile.model_json_schema()}
+    schema = SuiteFile.model_json_schema()
+    for model in _models_below(StrictModel):
+        described = schema if model is SuiteFile else schema["$defs"].get(model.__name__)
+        for name, sentence in _attribute_docstrings(model).items() if described else ():
+            described["properties"][name]["description"] = sentence
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def schema_text() -> str:
+    """The text of suites/suite.schema.json."""
+    return json.dumps(suite_schema(), indent=2) + "\n"
+
+
+def _models_below(model: type[StrictModel]) -> Iterator[type[StrictModel]]:
+    for child in model.__subclasses__():
+        yield child
+        yield from _models_below(child)
+
+
+def _attribute_docstrings(model: type[StrictModel]) -> dict[str, str]:
+    """The docstring below each field, inherited ones included.
+
+    Pydantic could collect them itself, but does so at import, and reading the sources costs 0.2 s.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if not issubclass(base, StrictModel):
+            continue
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                match below:
+                    case ast.Expr(value=ast.Constant(value=str(text))) if field.target.id in model.model_fields:
+                        found[field.target.id] = " ".join(text.split())
+    return found

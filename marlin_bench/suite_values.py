@@ -24,9 +24,7 @@ class StrictModel(BaseModel):
     Tuples are written as YAML lists, so each says `strict=False` for itself; their elements stay strict.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
     keys_of_siblings: ClassVar[tuple[str, ...]] = ()
     """Keys of the alternatives to this mapping, so that a misspelt one of theirs is recognised."""
