@@ -39,7 +39,7 @@ def select(records: Iterable[Record], selection: Selection, model_shapes: ModelS
     if selection.only is not None:
         only = selection.only
         _refuse_idle(only, records)
-        chosen = [record for record in chosen if any(fnmatchcase(record.cell, pattern) for pattern in only)]
+        chosen = [record for record in chosen if any(fnmatchcase(_cell(record), pattern) for pattern in only)]
     if selection.layers is not None:
         layers = _layers(records, selection.layers, model_shapes)
         chosen = [record for record in chosen if record.layer in layers]
@@ -54,10 +54,15 @@ def select(records: Iterable[Record], selection: Selection, model_shapes: ModelS
     return chosen
 
 
+def _cell(record: Record) -> str:
+    """The planned cell of a record: a backend of its own process is stored under `<cell>+<backend>`."""
+    return record.cell.partition("+")[0]
+
+
 def _refuse_idle(patterns: Iterable[str], records: list[Record]) -> None:
     for pattern in patterns:
-        if records and not any(fnmatchcase(record.cell, pattern) for record in records):
-            raise SelectionError(f"no cell matches '{pattern}': a cell of this run is called {records[0].cell}")
+        if records and not any(fnmatchcase(_cell(record), pattern) for record in records):
+            raise SelectionError(f"no cell matches '{pattern}': a cell of this run is called {_cell(records[0])}")
 
 
 def _layers(records: list[Record], asked: tuple[str, ...], model_shapes: ModelShapes) -> set[str]:

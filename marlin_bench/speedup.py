@@ -18,7 +18,7 @@ from marlin_bench.roofline import Roofs, attainable_time
 from marlin_bench.statistics import Interval, block_medians, median_interval, paired_ratio
 
 BASELINES = ("cublas_fp16", "cublas_bf16", "dense_bf16", "dense_fp32")
-"""Which baseline heads a row: fp16 on GPUs; on a CPU bf16, the 16-bit product there, then fp32; any other comes last."""
+"""Which baseline heads a row: fp16 on GPUs; on a CPU bf16, the 16-bit product there, then fp32; others come last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,11 @@ class Comparison:
     def fraction_of_ideal(self) -> float | None:
         """Speed-up over ideal speed-up: 1 is a perfect kernel against a perfect baseline. Never clipped."""
         return None if self.ideal_speedup is None else self.speedup.value / self.ideal_speedup
+
+    @property
+    def is_above_ideal(self) -> bool:
+        """Whether the whole interval lies above the ideal: a weak baseline, or a ceiling seen at a lower clock."""
+        return self.ideal_speedup is not None and self.speedup.low > self.ideal_speedup
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +119,8 @@ class Row:
         if self.time is not None and self.attainable_s is not None and self.attainable_s > self.time.high:
             derived.append(Flag.ABOVE_MEASURED_ROOF)
         headline = self.headline
-        if headline is not None and headline.ideal_speedup is not None and self.fraction_of_ideal is not None:
-            if headline.speedup.low > headline.ideal_speedup:
-                derived.append(Flag.ABOVE_IDEAL)
+        if headline is not None and headline.baseline != self.record.backend and headline.is_above_ideal:
+            derived.append(Flag.ABOVE_IDEAL)
         return sorted({*self.record.flags, *derived})
 
     @property
@@ -220,6 +224,11 @@ def _row(record: Record, baselines: Sequence[Record], roofs: Roofs | None) -> Ro
         else attainable_time(record.problem, record.weight_format, at_clock, record.activation_dtype)
     )
     return Row(record, _time(record), _comparisons(record, baselines, at_clock), attainable, at_clock)
+
+
+def without_companions(rows: Iterable[Row]) -> list[Row]:
+    """Rows for people: without the second baseline of a cell, measured again beside a backend of its own process."""
+    return [row for row in rows if not (row.record.isolated and row.record.baseline)]
 
 
 @dataclass(frozen=True, slots=True)
