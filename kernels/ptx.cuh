@@ -1,5 +1,6 @@
 // Every instruction that CUDA C++ has no name for: one wrapper an instruction, named after it, nothing else.
-// Sections: 1 integers, 2 asynchronous copies (sm_80), 3 warp matrix instructions (sm_80), 4 special registers.
+// Sections: 1 integers, 2 asynchronous copies (sm_80), 3 warp matrix instructions (sm_80), 4 special registers,
+// 5 Hopper.
 // Shared-memory addresses are 32-bit offsets in the shared window: see shared_address.
 #pragma once
 
@@ -47,18 +48,18 @@ __device__ __forceinline__ void ldmatrix_x4(u32 (&d)[4], u32 shared) {
 
 // d[16x8] += a[16x16] * b[16x8], FP16 in, FP32 out.
 __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // d[16x8] += a[16x16] * b[16x8], BF16 in, FP32 out.
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // 4 --- special registers ---------------------------------------------------------------------------------------------
@@ -69,3 +70,325 @@ __device__ __forceinline__ u64 gridid() {
   asm volatile("mov.u64 %0, %%gridid;" : "=l"(id));
   return id;
 }
+
+// 5 --- Hopper (sm_90a): mbarrier, bulk copies, tensor maps, warpgroup products, clusters, dependent launches -----------
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+using u16 = unsigned short;
+
+__device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void fence_proxy_async_shared() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives at the barrier at the same offset in CTA `cta` of the cluster. The plain form: `.release.cluster` would cost a
+// device-wide membar a stage, and nothing but the order of asynchronous copies is carried by these barriers.
+__device__ __forceinline__ void mbarrier_arrive_cluster(u32 barrier, u32 cta) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "r"(cta)
+      : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ bool mbarrier_try_wait_parity(u32 barrier, u32 parity) {
+  u32 done;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+// 1-D bulk copy global -> shared; `bytes` a multiple of 16, both addresses 16-byte aligned.
+__device__ __forceinline__ void cp_async_bulk(u32 shared, const void* global, u32 bytes, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+__device__ __forceinline__ void prefetch_tensormap(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_bulk_tensor_3d(u32 shared, const void* map, int x, int y, int z,
+                                                        u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
+          "r"(shared),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+}
+
+__device__ __forceinline__ void cp_async_bulk_tensor_3d_multicast(u32 shared, const void* map, int x, int y, int z,
+                                                                  u32 barrier, u16 ctas) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(ctas)
+      : "memory");
+}
+
+__device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+__device__ __forceinline__ u32 cluster_ctarank() {
+  u32 rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+__device__ __forceinline__ void barrier_cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+__device__ __forceinline__ u32 mapa_shared_cluster(u32 shared, u32 cta) {
+  u32 remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(cta));
+  return remote;
+}
+
+__device__ __forceinline__ void st_shared_cluster_v4(u32 remote, float4 v) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(v.x), "f"(v.y), "f"(v.z),
+               "f"(v.w)
+               : "memory");
+}
+
+__device__ __forceinline__ float4 ld_shared_v4_f32(u32 shared) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
+
+// Words of a pipeline stage. Not marked as touching memory: the mbarrier wait before and the arrival after them are, and
+// volatile keeps their order to these.
+__device__ __forceinline__ void ld_shared_v4_u32(u32 (&words)[4], u32 shared) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared));
+}
+
+__device__ __forceinline__ u32 ld_shared_u32(u32 shared) {
+  u32 word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(shared));
+  return word;
+}
+
+__device__ __forceinline__ u32 ld_shared_u16(u32 shared) {
+  u16 word;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(word) : "r"(shared));
+  return word;
+}
+
+__device__ __forceinline__ void st_shared_u32(u32 shared, u32 word) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(word) : "memory");
+}
+
+__device__ __forceinline__ void stmatrix_x4_trans(u32 shared, const u32 (&m)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(m[0]),
+               "r"(m[1]), "r"(m[2]), "r"(m[3])
+               : "memory");
+}
+
+__device__ __forceinline__ u32 ld_acquire_gpu(const u32* global) {
+  u32 value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(global) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ u32 atom_add_acq_rel_gpu(u32* global, u32 addend) {
+  u32 old;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(global), "r"(addend) : "memory");
+  return old;
+}
+
+__device__ __forceinline__ void st_relaxed_gpu(u32* global, u32 value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void bar_sync(u32 barrier, u32 threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ u32 add_f16x2(u32 a, u32 b) {
+  u32 d;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
+__device__ __forceinline__ u32 mul_f16x2(u32 a, u32 b) {
+  u32 d;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
+__device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
+  u32 d;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+__device__ __forceinline__ u32 add_bf16x2(u32 a, u32 b) {
+  u32 d;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
+// Bitwise or over the warp. Its result is known to be uniform, so that addresses made from it stay in uniform registers.
+__device__ __forceinline__ u32 redux_or(u32 value) {
+  u32 d;
+  asm("redux.sync.or.b32 %0, %1, 0xffffffff;" : "=r"(d) : "r"(value));
+  return d;
+}
+
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait_group() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// wgmma.mma_async m64nNk16, A (weights) from registers, B (activations) from shared memory, FP32 accumulators:
+//   d[4j+0,1] = (row lane/4,     columns 8j + 2*(lane%4) + 0,1)      d[4j+2,3] = the same columns of row lane/4 + 8
+// `accumulate` adds to d; `start` writes d anew and so needs no zeroed registers. One specialisation a batch tile N.
+template <int kN, bool kBf16>
+struct WgmmaRs;
+
+// clang-format off
+#define MB_D4(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
+#define MB_D8(c, i) MB_D4(c, i), MB_D4(c, i + 4)
+#define MB_D16(c, i) MB_D8(c, i), MB_D8(c, i + 8)
+#define MB_D32(c, i) MB_D16(c, i), MB_D16(c, i + 16)
+#define MB_D64(c, i) MB_D32(c, i), MB_D32(c, i + 32)
+#define MB_REGISTERS_8 \
+  "%0, %1, %2, %3"
+#define MB_OPERANDS_8(c) MB_D4(c, 0)
+#define MB_REGISTERS_16 \
+  "%0, %1, %2, %3, %4, %5, %6, %7"
+#define MB_OPERANDS_16(c) MB_D8(c, 0)
+#define MB_REGISTERS_24 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
+#define MB_OPERANDS_24(c) MB_D8(c, 0), MB_D4(c, 8)
+#define MB_REGISTERS_32 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define MB_OPERANDS_32(c) MB_D16(c, 0)
+#define MB_REGISTERS_48 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23"
+#define MB_OPERANDS_48(c) MB_D16(c, 0), MB_D8(c, 16)
+#define MB_REGISTERS_64 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define MB_OPERANDS_64(c) MB_D32(c, 0)
+#define MB_REGISTERS_96 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define MB_OPERANDS_96(c) MB_D32(c, 0), MB_D16(c, 32)
+#define MB_REGISTERS_128 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define MB_OPERANDS_128(c) MB_D64(c, 0)
+#define MB_REGISTERS_176 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87"
+#define MB_OPERANDS_176(c) MB_D64(c, 0), MB_D16(c, 64), MB_D8(c, 80)
+#define MB_REGISTERS_192 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define MB_OPERANDS_192(c) MB_D64(c, 0), MB_D32(c, 64)
+#define MB_RW(x) "+f"(x)
+#define MB_W(x) "=f"(x)
+#define MB_WGMMA_RS(N, TYPE, BF16, A0, A1, A2, A3, DESC)                                                                \
+  template <>                                                                                                          \
+  struct WgmmaRs<N, BF16> {                                                                                            \
+    static __device__ __forceinline__ void accumulate(float (&d)[N / 2], const u32 (&a)[4], u64 b) {         \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" MB_REGISTERS_##N "}, {%" #A0   \
+                   ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #DESC ", 1, 1, 1, 0;"                                         \
+                   : MB_OPERANDS_##N(MB_RW)                                                                            \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                              \
+    }                                                                                                                  \
+    static __device__ __forceinline__ void start(float (&d)[N / 2], const u32 (&a)[4], u64 b) {              \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" MB_REGISTERS_##N "}, {%" #A0   \
+                   ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #DESC ", 0, 1, 1, 0;"                                         \
+                   : MB_OPERANDS_##N(MB_W)                                                                             \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                              \
+    }                                                                                                                  \
+  };
+MB_WGMMA_RS(8, "f16", false, 4, 5, 6, 7, 8)
+MB_WGMMA_RS(8, "bf16", true, 4, 5, 6, 7, 8)
+MB_WGMMA_RS(16, "f16", false, 8, 9, 10, 11, 12)
+MB_WGMMA_RS(16, "bf16", true, 8, 9, 10, 11, 12)
+MB_WGMMA_RS(24, "f16", false, 12, 13, 14, 15, 16)
+MB_WGMMA_RS(24, "bf16", true, 12, 13, 14, 15, 16)
+MB_WGMMA_RS(32, "f16", false, 16, 17, 18, 19, 20)
+MB_WGMMA_RS(32, "bf16", true, 16, 17, 18, 19, 20)
+MB_WGMMA_RS(48, "f16", false, 24, 25, 26, 27, 28)
+MB_WGMMA_RS(48, "bf16", true, 24, 25, 26, 27, 28)
+MB_WGMMA_RS(64, "f16", false, 32, 33, 34, 35, 36)
+MB_WGMMA_RS(64, "bf16", true, 32, 33, 34, 35, 36)
+MB_WGMMA_RS(96, "f16", false, 48, 49, 50, 51, 52)
+MB_WGMMA_RS(96, "bf16", true, 48, 49, 50, 51, 52)
+MB_WGMMA_RS(128, "f16", false, 64, 65, 66, 67, 68)
+MB_WGMMA_RS(128, "bf16", true, 64, 65, 66, 67, 68)
+MB_WGMMA_RS(176, "f16", false, 88, 89, 90, 91, 92)
+MB_WGMMA_RS(176, "bf16", true, 88, 89, 90, 91, 92)
+MB_WGMMA_RS(192, "f16", false, 96, 97, 98, 99, 100)
+MB_WGMMA_RS(192, "bf16", true, 96, 97, 98, 99, 100)
+// clang-format on
+#undef MB_WGMMA_RS
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
