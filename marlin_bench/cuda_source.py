@@ -145,7 +145,8 @@ def compile_cubin(
         except nvrtc.NVRTCError as error:
             raise BuildError(f"{path.name} does not compile for {arch}:\n{nvrtc.getProgramLog(program)}") from error
         log = nvrtc.getProgramLog(program)
-        image = nvrtc.getCUBIN(program)
+        # CuPy takes the ELF image for a C string and drops its last byte: without it the file is cut short.
+        image = nvrtc.getCUBIN(program) + b"\0"
     finally:
         nvrtc.destroyProgram(program)
     if serialised := _SERIALISED.search(log):
