@@ -39,8 +39,13 @@ _LIMITED = {
 
 
 def first_complaint(error: ValidationError, document: Document) -> SuiteError:
-    """The first error by its place in the file, as a SuiteError."""
-    details = error.errors(include_url=False)
+    """The first error by its place in the file, as a SuiteError.
+
+    A list whose elements are all wrong is also called empty by the validator: only the elements are worth a word.
+    """
+    everything = error.errors(include_url=False)
+    causes = {detail["loc"][:depth] for detail in everything for depth in range(len(detail["loc"]))}
+    details = [detail for detail in everything if detail["loc"] not in causes]
     first = min(details, key=lambda detail: document.locate(_place(detail))[1])
     place = _place(first)
     if first["type"] == "missing":
