@@ -36,6 +36,13 @@ __device__ __forceinline__ void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// 16 bytes from L2, where other CTAs' stores are seen; kept in program order, so that not all of a tile is in flight.
+__device__ __forceinline__ float4 ld_global_cg(const float4* global) {
+  float4 v;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(global));
+  return v;
+}
+
 // 3 --- warp matrix instructions --------------------------------------------------------------------------------------
 
 // Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
@@ -48,7 +55,7 @@ __device__ __forceinline__ void ldmatrix_x4(u32 (&d)[4], u32 shared) {
 
 // d[16x8] += a[16x16] * b[16x8], FP16 in, FP32 out.
 __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -56,7 +63,7 @@ __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const u32 (&a)[4
 
 // d[16x8] += a[16x16] * b[16x8], BF16 in, FP32 out.
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -69,6 +76,20 @@ __device__ __forceinline__ u64 gridid() {
   u64 id;
   asm volatile("mov.u64 %0, %%gridid;" : "=l"(id));
   return id;
+}
+
+// The SM that this CTA runs on.
+__device__ __forceinline__ u32 smid() {
+  u32 id;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(id));
+  return id;
+}
+
+// Nanoseconds of a timer that all SMs share; it advances in steps of 32 ns to about 1 us, by architecture.
+__device__ __forceinline__ u64 globaltimer() {
+  u64 nanoseconds;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
+  return nanoseconds;
 }
 
 // 5 --- Hopper (sm_90a): mbarrier, bulk copies, tensor maps, warpgroup products, clusters, dependent launches -----------
