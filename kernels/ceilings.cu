@@ -8,8 +8,6 @@
 // The buffer is read `repeats` times: once past the L2 for HBM, many times within it for the L2 roof. Nothing is written
 // unless the sum hits one value, which random data does not, so that no load can be left out.
 
-#include "ptx.cuh"
-
 constexpr int kThreads = 512;
 constexpr int kUnroll = 8;
 
@@ -24,12 +22,12 @@ extern "C" __global__ void __launch_bounds__(kThreads) read_stream(const uint4* 
     for (; index + (kUnroll - 1) * stride < vectors; index += kUnroll * stride) {
       uint4 value[kUnroll];
 #pragma unroll
-      for (int i = 0; i < kUnroll; ++i) value[i] = ptx::ld_global_cg(data + index + i * stride);
+      for (int i = 0; i < kUnroll; ++i) value[i] = __ldcg(data + index + i * stride);
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) folded ^= value[i].x ^ value[i].y ^ value[i].z ^ value[i].w;
     }
     for (; index < vectors; index += stride) {
-      const uint4 value = ptx::ld_global_cg(data + index);
+      const uint4 value = __ldcg(data + index);
       folded ^= value.x ^ value.y ^ value.z ^ value.w;
     }
   }

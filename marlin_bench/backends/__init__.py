@@ -36,10 +36,23 @@ class UnknownBackendError(ValueError):
     """A backend name that nothing registers."""
 
 
+_registered: dict[str, type[Backend]] = {}
+
+
+def register(backend_class: type[Backend]) -> type[Backend]:
+    """Add a backend to this process, for code that has no package to declare an entry point in (use as decorator).
+
+    Worker processes are their own: they must register it too.
+    """
+    _registered[backend_class.name] = backend_class
+    load_backend.cache_clear()
+    return backend_class
+
+
 def backend_names() -> list[str]:
     """Every registered name, built-in ones first."""
-    third_party = [point.name for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in _BUILT_IN]
-    return [*_BUILT_IN, *sorted(third_party)]
+    declared = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return [*_BUILT_IN, *sorted((declared | set(_registered)) - set(_BUILT_IN))]
 
 
 @cache
@@ -49,6 +62,8 @@ def load_backend(name: str) -> Backend:
         module, _, attribute = _BUILT_IN[name].partition(":")
         loaded: type[Backend] = getattr(import_module(f"marlin_bench.backends.{module}"), attribute)
         return loaded()
+    if name in _registered:
+        return _registered[name]()
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:
             backend_class: type[Backend] = point.load()
