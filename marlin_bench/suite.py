@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from marlin_bench.backends import backend_names
 from marlin_bench.gate_rules import GateRule
 from marlin_bench.models import Model, ModelError, builtin_model, read_config
 from marlin_bench.suite_format import (
@@ -139,6 +140,7 @@ def parse_suite(text: str, *, source: str, name: str, folder: Path | None = None
         written = SuiteFile.model_validate(document.data)
     except ValidationError as error:
         raise first_complaint(error, document) from error
+    _check_backends(written.backends, document)
     layers, models = _resolve_layers(written, document, folder or Path())
     group_sizes = tuple(group_rows(size) for size in written.group_sizes)
     _check_groups(layers, group_sizes, document)
@@ -162,6 +164,15 @@ def parse_suite(text: str, *, source: str, name: str, folder: Path | None = None
         text=text,
         digest=hashlib.sha256(json.dumps([text, resolved]).encode()).hexdigest()[:16],
     )
+
+
+def _check_backends(names: tuple[str, ...], document: Document) -> None:
+    known = backend_names()
+    for index, name in enumerate(names):
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise document.error(("backends", index), f"names the unknown backend '{name}': {hint}")
 
 
 def _resolve_layers(

@@ -29,21 +29,6 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 TensorParallel = Annotated[int, Field(ge=1, le=64)]
 
 
-def _known_backend(name: str) -> str:
-    from difflib import get_close_matches
-
-    from marlin_bench.backends import backend_names
-
-    known = backend_names()
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        raise PydanticCustomError(
-            "unknown_backend", "names the unknown backend '{name}': {hint}", {"name": name, "hint": hint}
-        )
-    return name
-
-
 def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
     for index, item in enumerate(items):
         if item in items[:index]:
@@ -180,11 +165,7 @@ class SuiteFile(StrictModel):
     """Batch rows: numbers and ranges such as `{pow2: [1, 1024]}`; each M is measured once."""
     group_sizes: Annotated[tuple[GroupSize, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)] = (128,)
     """Weights that share a scale: numbers, or `column` for one scale a column."""
-    backends: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_backend)], ...],
-        Field(strict=False, min_length=1),
-        AfterValidator(_distinct),
-    ]
+    backends: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
     """Kernels and baselines, see `marlin-bench list backends`."""
     sampling: Sampling = Field(default_factory=Sampling)
     """How each backend of a cell is timed."""

@@ -1,7 +1,7 @@
 """YAML text → plain data in which every value knows its line; the refusals that protect from hostile files.
 
 A suite is data: no anchors, aliases or tags (that is what YAML bombs are made of), one document, no duplicate keys,
-at most 256 KiB and 16 levels. Every complaint is a `SuiteError`: one sentence that names file, line and key.
+at most 256 KiB, 5000 values and 16 levels. Every complaint is a `SuiteError`: one sentence that names file, line and key.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 SIZE_LIMIT_BYTES = 256 * 1024
 DEPTH_LIMIT = 16
+VALUE_LIMIT = 5000
+LONGEST_SENTENCE = 400
+LONGEST_KEY = 100
 
 KeyPath = tuple[str | int, ...]
 """Where a value is: ("layers", 0, "K") is written layers[0].K."""
@@ -27,15 +30,23 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class SuiteError(ValueError):
-    """What is wrong with a suite, as `file:line:key: sentence`; line and key are left out where there is none."""
+    """What is wrong with a suite, as `file:line:key: sentence`; line and key are left out where there is none.
+
+    A hostile file can put anything into keys and values, so both are shortened and unprintable characters escaped.
+    """
 
     def __init__(self, source: str, sentence: str, *, line: int | None = None, key: str | None = None) -> None:
         self.source = source
-        self.sentence = sentence
+        self.sentence = _presentable(sentence, LONGEST_SENTENCE)
         self.line = line
-        self.key = key
-        place = ":".join(str(part) for part in (source, line, key) if part is not None)
-        super().__init__(f"{place}: {sentence}")
+        self.key = None if key is None else _presentable(key, LONGEST_KEY)
+        place = ":".join(str(part) for part in (source, line, self.key) if part is not None)
+        super().__init__(f"{place}: {self.sentence}")
+
+
+def _presentable(text: str, longest: int) -> str:
+    short = text if len(text) <= longest else text[: longest - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
 
 
 def written(path: KeyPath) -> str:
@@ -133,10 +144,13 @@ def parse_document(text: str, source: str) -> Document:
 
 
 def _refuse_hostile_events(text: str, source: str) -> None:
-    """Anchors, aliases, tags, several documents and deep nesting, found before any tree is built."""
-    depth = 0
+    """Anchors, aliases, tags, deep nesting and floods of values, found before any tree is built."""
+    depth = values = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         line = event.start_mark.line + 1
+        values += isinstance(event, NodeEvent)
+        if values > VALUE_LIMIT:
+            raise SuiteError(source, f"more than {VALUE_LIMIT} values: split the suite into several", line=line)
         if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor is not None):
             sentence = f"the anchor or alias '{event.anchor}' is not allowed in a suite: write the value out"
             raise SuiteError(source, sentence, line=line)
