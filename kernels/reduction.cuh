@@ -1,0 +1,163 @@
+// Partial sums -> one sum, in FP32 and in a fixed order (paper 3.4 "Warp Layout" and "Striped Partitioning").
+//
+// The unit is an output vector: one row and eight consecutive columns of a lane (fragments.cuh). A warp's tile has four
+// of them a 16-row block: vector u = 4 m + 2 h + c is row 16 m + 8 h + g, columns 32 c + 8 t ….
+//
+// 1. Inside the CTA, kWarpsK warps hold sums of the same outputs. Warp k keeps the vectors with u % kWarpsK = k, gives
+//    the others away through shared memory, and adds what it is given: every warp works, nothing is added twice.
+// 2. Across CTAs, each slice of a tile posts its sums in the workspace and counts itself; the one that comes last reads
+//    the others and adds all slices in the order 0, 1, 2 …, its own in its turn. Nobody waits, so it does not matter
+//    which CTAs are resident, and the sum is bitwise the same whoever is last.
+//
+// A counter is {launch number, arrivals}: a count that an earlier launch left behind, even one that died half-way,
+// carries another number and counts as none.
+#pragma once
+#include "ptx.cuh"
+#include "stripes.cuh"
+#include "tile.cuh"
+
+#ifdef ABLATE_REDUCTION
+constexpr bool kReductionAblated = true;
+#else
+constexpr bool kReductionAblated = false;
+#endif
+constexpr int kVectors = 4 * kRowBlocks;  // output vectors of a lane
+constexpr int kOwners = kThreads / kWarpsK;
+
+struct OutputVector {
+  float4 low, high;
+};
+
+__device__ __forceinline__ OutputVector operator+(const OutputVector& a, const OutputVector& b) {
+  return {{a.low.x + b.low.x, a.low.y + b.low.y, a.low.z + b.low.z, a.low.w + b.low.w},
+          {a.high.x + b.high.x, a.high.y + b.high.y, a.high.z + b.high.z, a.high.w + b.high.w}};
+}
+
+// Vector u of the sums, and back. u is a compile-time number wherever this is used, so the sums stay in registers.
+__device__ __forceinline__ OutputVector vector_of(const Accumulator (&sums)[kRowBlocks], int u) {
+  const float(&row)[kProducts][4] = sums[u / 4];
+  const int h = u / 2 % 2 * 2, c = u % 2 * 4;
+  return {{row[c][h], row[c][h + 1], row[c + 1][h], row[c + 1][h + 1]},
+          {row[c + 2][h], row[c + 2][h + 1], row[c + 3][h], row[c + 3][h + 1]}};
+}
+
+__device__ __forceinline__ void put_vector(Accumulator (&sums)[kRowBlocks], int u, const OutputVector& vector) {
+  float(&row)[kProducts][4] = sums[u / 4];
+  const int h = u / 2 % 2 * 2, c = u % 2 * 4;
+  row[c][h] = vector.low.x, row[c][h + 1] = vector.low.y;
+  row[c + 1][h] = vector.low.z, row[c + 1][h + 1] = vector.low.w;
+  row[c + 2][h] = vector.high.x, row[c + 2][h + 1] = vector.high.y;
+  row[c + 3][h] = vector.high.z, row[c + 3][h + 1] = vector.high.w;
+}
+
+// Hands the vectors that this warp owns to `write(u, sum)`.
+template <typename Write>
+__device__ __forceinline__ void for_each_owned(const Accumulator (&sums)[kRowBlocks], const Position& at,
+                                               const Write& write) {
+#pragma unroll
+  for (int u = 0; u < kVectors; ++u) {
+    if (at.warp_k == u % kWarpsK) write(u, vector_of(sums, u));
+  }
+}
+
+// Step 1. Afterwards a warp's vectors with u % kWarpsK = warp_k are the CTA's sums. Uses the ring, which must be drained.
+__device__ __forceinline__ void reduce_over_warps(Accumulator (&sums)[kRowBlocks], const Position& at, float4* shared) {
+  if (kWarpsK == 1) return;
+  constexpr int kGivers = kWarpsK > 1 ? kWarpsK - 1 : 1;
+  const auto place = [&](int u, int giver) {
+    const int tile = at.warp_m * kWarpsN + at.warp_n;
+    return shared + ((tile * kVectors + u) * kGivers + giver) * 64 + at.lane;
+  };
+#pragma unroll
+  for (int u = 0; u < kVectors; ++u) {
+    const int owner = u % kWarpsK;
+    if (at.warp_k != owner) {
+      const OutputVector mine = vector_of(sums, u);
+      float4* to = place(u, (at.warp_k + kWarpsK - owner - 1) % kWarpsK);
+      to[0] = mine.low, to[32] = mine.high;
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int u = 0; u < kVectors; ++u) {
+    if (at.warp_k == u % kWarpsK) {
+      OutputVector sum = vector_of(sums, u);
+#pragma unroll
+      for (int giver = 0; giver < kGivers; ++giver) {
+        const float4* from = place(u, giver);
+        sum = sum + OutputVector{from[0], from[32]};
+      }
+      put_vector(sums, u, sum);
+    }
+  }
+  __syncthreads();
+}
+
+// Step 2's memory: places of kTileM x kTileN sums, each in the order of its writers' threads, and the counters.
+struct Workspace {
+  float4* sums;    // [places][kVectors / kWarpsK][2][kOwners]
+  u64* arrivals;   // [striped tiles]
+
+  __device__ __forceinline__ float4* vector(int place, int u, const Position& at) const {
+    const int writer = (at.warp_m * kWarpsN + at.warp_n) * 32 + at.lane;
+    const int owned = u / kWarpsK;
+    const size_t vectors = kVectors / kWarpsK;
+    // warp_k owns every kWarpsK-th vector: interleave the owners so that a place is exactly one tile of sums.
+    return sums + ((place * vectors + owned) * 2 * kWarpsK + 2 * at.warp_k) * kOwners + writer;
+  }
+};
+
+// Counts this CTA in and says whether it is the last of `slices`. Called by one thread, after a fence.
+__device__ inline bool arrive(u64* counter, int slices) {
+  const u64 launch = gridid() << 32;
+  u64 seen = *reinterpret_cast<volatile u64*>(counter);
+  while (true) {
+    const bool of_this_launch = (seen ^ launch) >> 32 == 0;
+    const u64 next = of_this_launch ? seen + 1 : launch | 1;
+    const u64 before = atomicCAS(counter, seen, next);
+    if (before == seen) {
+      const bool last = static_cast<u32>(next) == static_cast<u32>(slices);
+      if (last) *reinterpret_cast<volatile u64*>(counter) = 0;
+      return last;
+    }
+    seen = before;
+  }
+}
+
+// Step 2, first half: posts this slice's sums. True in the CTA that comes last and has to add them up.
+__device__ __forceinline__ bool post_slice(const Accumulator (&sums)[kRowBlocks], const Segment& segment,
+                                           const Workspace& workspace, const Position& at) {
+  for_each_owned(sums, at, [&](int u, const OutputVector& mine) {
+    float4* to = workspace.vector(segment.place + segment.slice, u, at);
+    __stcg(to, mine.low), __stcg(to + kOwners, mine.high);
+  });
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) is_last = arrive(workspace.arrivals + segment.counter, segment.slices);
+  __syncthreads();
+  if (is_last) __threadfence();
+  return is_last;
+}
+
+// Step 2, second half: the tile's sums, slice after slice, handed vector by vector to `write(u, sum)`.
+template <typename Write>
+__device__ __forceinline__ void add_slices(const Segment& segment, const Workspace& workspace, const Position& at,
+                                           const Write& write) {
+  constexpr int kOwned = kVectors / kWarpsK;
+  constexpr int kBatch = kOwned % 4 == 0 ? 4 : kOwned % 2 == 0 ? 2 : 1;  // vectors whose loads are in flight together
+#pragma unroll 1
+  for (int first = 0; first < kOwned; first += kBatch) {
+    OutputVector total[kBatch] = {};
+#pragma unroll 1
+    for (int slice = 0; slice < segment.slices; ++slice) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const float4* from = workspace.vector(segment.place + slice, (first + i) * kWarpsK, at);
+        total[i] = total[i] + OutputVector{__ldcg(from), __ldcg(from + kOwners)};
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) write((first + i) * kWarpsK + at.warp_k, total[i]);
+  }
+}

@@ -1,0 +1,61 @@
+// The numbers that shape one build of marlin.cu, all from -D options (marlin_bench/backends/marlin_tiles.py sets them):
+//   TILE_M x TILE_N x TILE_K   rows, columns and k steps of a CTA's tile
+//   STAGES                     depth of the shared-memory ring, as deep as the device allows
+//   SCALE_ROWS                 scale groups that one k tile touches: 1, or TILE_K / group
+//   BF16, ZEROS                0 or 1: activations in BF16, weights with 4-bit zero points
+//   CTAS_PER_SM                how many are meant to share an SM
+//
+// Warp layout (paper 3.4 "Warp Layout"): eight warps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 columns and up to 64
+// rows; the warps left over split K inside the tile and are added up at its end (reduction.cuh). Wide warp tiles use
+// each weight from shared memory for all rows, and eight warps suffice to keep four schedulers busy.
+//
+//      TILE 16x128x128  1 x 2 x 4      TILE 64x256x64  1 x 4 x 2      TILE 128x256x64  2 x 4 x 1
+#pragma once
+#include "fragments.cuh"
+
+#if BF16
+using Type = Bf16;
+#else
+using Type = Fp16;
+#endif
+using Scalar = Type::Scalar;
+
+constexpr int kTileM = TILE_M, kTileN = TILE_N, kTileK = TILE_K;
+constexpr int kStages = STAGES;
+constexpr int kScaleRows = SCALE_ROWS;
+constexpr bool kZeros = ZEROS;
+
+constexpr int kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kWarpsN = kTileN / kStripColumns;
+constexpr int kWarpsM = (kTileM + 63) / 64;
+constexpr int kWarpsK = kWarps / (kWarpsN * kWarpsM);
+constexpr int kRowBlocks = kTileM / 16 / kWarpsM;  // 16-row blocks of a warp
+constexpr int kSteps = kTileK / 16 / kWarpsK;      // k blocks of a warp in a tile
+static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the row warps must divide 8");
+static_assert(kRowBlocks * 16 * kWarpsM == kTileM, "row warps share the tile evenly");
+static_assert(kSteps >= 2 && kSteps % 2 == 0, "an even number of steps lets two register buffers take turns");
+
+// A stage of the ring, in 16-byte vectors: activations, weights, scales, zero points.
+constexpr int kARowVectors = kTileK / 8;
+constexpr int kAVectors = kTileM * kARowVectors;
+constexpr int kBVectors = (kTileK / 64) * kWarpsN * kBlockVectors;
+constexpr int kScaleRowVectors = kTileN / 8;
+constexpr int kScaleVectors = kScaleRows * kScaleRowVectors;
+constexpr int kZeroRowVectors = kTileN / 32;
+constexpr int kZeroVectors = kZeros ? kScaleRows * kZeroRowVectors : 0;
+constexpr int kStageVectors = kAVectors + kBVectors + kScaleVectors + kZeroVectors;
+
+// Where a thread stands.
+struct Position {
+  int lane, group, pair;            // group = lane / 4, pair = lane % 4 (g and t of fragments.cuh)
+  int warp_m, warp_n, warp_k;
+  __device__ Position() {
+    const int warp = threadIdx.x / 32;
+    lane = threadIdx.x % 32;
+    group = lane / 4;
+    pair = lane % 4;
+    warp_n = warp % kWarpsN;
+    warp_m = warp / kWarpsN % kWarpsM;
+    warp_k = warp / (kWarpsN * kWarpsM);
+  }
+};

@@ -1,0 +1,227 @@
+"""One build and one launch of kernels/marlin.cu: tile, stages, macros, shared memory, grid, workspace. No GPU needed.
+
+A build is a tile shape with what the operands are (dtype, groups, zero points) and as many pipeline stages as the
+device's shared memory holds; a launch adds the grid. Which tile and grid suit a problem is decided here too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from marlin_bench.layouts.marlin import BLOCK
+
+THREADS = 256
+WARPS = 8
+GROUP_SIZES = (32, 64, 128, None)
+LARGEST_M = 65536
+_ONE_GROUP_SHIFT = 31  # shifts any k to group 0: one scale a column
+_STATIC_SHARED_BYTES = 64
+_RESERVED_SHARED_BYTES = 1024  # CUDA's own share of an SM's shared memory for each resident CTA
+_DEEPEST_PIPELINE = 8  # 64 KiB of weights: the H200 streams no faster with more
+
+
+class ConfigError(ValueError):
+    """A build or launch that cannot exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What a CTA computes at a time: `rows` x `columns` of C, `depth` of K; `ctas_per_sm` are meant to share an SM."""
+
+    rows: int
+    columns: int
+    depth: int
+    ctas_per_sm: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns}x{self.depth}"
+
+    @property
+    def warps_k(self) -> int:
+        """Warps that split the depth (tile.cuh)."""
+        return WARPS // (self.columns // BLOCK * -(-self.rows // BLOCK))
+
+    @property
+    def reduction_bytes(self) -> int:
+        """Shared memory in which warps that split K exchange their sums; it reuses the pipeline's."""
+        return self.rows * self.columns * 4 * (self.warps_k - 1)
+
+    @property
+    def sum_bytes(self) -> int:
+        """FP32 partial sums of one slice of a tile."""
+        return self.rows * self.columns * 4
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """What one build is specialised for beside its tile."""
+
+    group_size: int | None = 128
+    zero_points: bool = False
+    bf16: bool = False
+
+    @property
+    def group_shift(self) -> int:
+        """log2 of the group size, as the kernel takes it."""
+        return _ONE_GROUP_SHIFT if self.group_size is None else self.group_size.bit_length() - 1
+
+    def scale_rows(self, depth: int) -> int:
+        """Groups that a tile of this depth touches."""
+        return 1 if self.group_size is None else max(1, depth // self.group_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One compiled form of kernels/marlin.cu."""
+
+    tile: Tile
+    operands: Operands
+    stages: int
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a CTA."""
+        return max(self.stages * stage_bytes(self.tile, self.operands), self.tile.reduction_bytes)
+
+    @property
+    def defines(self) -> dict[str, int | str]:
+        """The macros of kernels/tile.cuh."""
+        return {
+            "TILE_M": self.tile.rows,
+            "TILE_N": self.tile.columns,
+            "TILE_K": self.tile.depth,
+            "STAGES": self.stages,
+            "SCALE_ROWS": self.operands.scale_rows(self.tile.depth),
+            "BF16": int(self.operands.bf16),
+            "ZEROS": int(self.operands.zero_points),
+            "CTAS_PER_SM": self.tile.ctas_per_sm,
+        }
+
+
+def stage_bytes(tile: Tile, operands: Operands) -> int:
+    """Shared memory of one pipeline stage: activations, codes, scales and zero points of a tile."""
+    scales = operands.scale_rows(tile.depth) * tile.columns
+    zeros = scales // 2 if operands.zero_points else 0
+    return tile.rows * tile.depth * 2 + tile.depth * tile.columns // 2 + scales * 2 + zeros
+
+
+def build_for(tile: Tile, operands: Operands, shared_per_block: int) -> Build:
+    """The deepest pipeline (at most eight stages) whose CTAs share an SM as the tile wants.
+
+    `shared_per_block` is the most shared memory a block may opt in to: 99 KiB on sm_86 and sm_89, 163 on sm_80, 227 on
+    sm_90. ConfigError when fewer than two stages fit.
+    """
+    share = (shared_per_block + _RESERVED_SHARED_BYTES) // tile.ctas_per_sm - _RESERVED_SHARED_BYTES
+    room = share - _STATIC_SHARED_BYTES
+    stages = min(_DEEPEST_PIPELINE, room // stage_bytes(tile, operands))
+    if stages < 2 or tile.reduction_bytes > room:
+        raise ConfigError(f"tile {tile} needs more than the {shared_per_block} bytes of shared memory of a block here")
+    return Build(tile, operands, stages)
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """The partition of kernels/stripes.cuh: `tiles` output tiles of `k_tiles` steps over `ctas` CTAs."""
+
+    k_tiles: int
+    tiles: int
+    ctas: int
+
+    @cached_property
+    def whole_tiles(self) -> int:
+        """Tiles computed by one CTA each, round-robin."""
+        if self.tiles % self.ctas == 0:
+            return self.tiles
+        return max(0, self.tiles // self.ctas - 1) * self.ctas
+
+    @property
+    def striped_tiles(self) -> int:
+        """Tiles on the line that is cut into equal stripes: each has a counter."""
+        return self.tiles - self.whole_tiles
+
+    @property
+    def places(self) -> int:
+        """Tiles of partial sums in the workspace."""
+        return self.striped_tiles + self.ctas if self.striped_tiles else 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of the striped line."""
+        return self.striped_tiles * self.k_tiles
+
+    def first_step(self, cta: int) -> int:
+        """Where the stripe of a CTA begins."""
+        return cta * self.steps // self.ctas
+
+    def owner(self, step: int) -> int:
+        """The CTA whose stripe holds a step."""
+        return ((step + 1) * self.ctas - 1) // self.steps
+
+    def place(self, tile: int, cta: int) -> int:
+        """Of a slice's partial sums in the workspace; `tile` counts striped tiles."""
+        return tile + cta
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One launch: a build, a grid, and the workspace it needs."""
+
+    build: Build
+    ctas: int
+    sum_bytes: int
+    counters: int
+
+
+def plan_for(build: Build, M: int, N: int, K: int, ctas: int) -> Plan:
+    """The launch of `build` on at most `ctas` CTAs: never more than there are steps."""
+    tile = build.tile
+    if K % tile.depth or N % BLOCK:
+        raise ConfigError(f"tile {tile} does not divide K {K} by {tile.depth} and N {N} by {BLOCK}")
+    tiles = -(-M // tile.rows) * -(-N // tile.columns)
+    k_tiles = K // tile.depth
+    stripes = Stripes(k_tiles, tiles, min(ctas, tiles * k_tiles))
+    return Plan(build, stripes.ctas, stripes.places * tile.sum_bytes, stripes.striped_tiles)
+
+
+NARROW = Tile(16, 128, 128, ctas_per_sm=2)
+TILES = (
+    NARROW,
+    Tile(16, 256, 64, ctas_per_sm=2),
+    Tile(32, 256, 64),
+    Tile(48, 256, 64),
+    Tile(64, 256, 64),
+    Tile(96, 256, 64),
+    Tile(128, 256, 64),
+)
+"""Every tile that a launch may be given, smallest first."""
+
+
+def tile_named(name: str) -> Tile:
+    """The tile whose name is `name`, as in a record's choice."""
+    for tile in TILES:
+        if str(tile) == name:
+            return tile
+    raise ConfigError(f"there is no tile '{name}': use {', '.join(map(str, TILES))}")
+
+
+def choose_tile(M: int, K: int) -> Tile:
+    """The tile that spends the least on rows that are only padding."""
+    if M <= 16:
+        return NARROW if K % NARROW.depth == 0 else TILES[1]
+    wide = [tile for tile in TILES if tile.rows > 16]
+    return min(wide, key=lambda tile: (-(-M // tile.rows) * (tile.rows + 8), -tile.rows))
+
+
+def unsupported_shape(M: int, N: int, K: int, group_size: int | None) -> str | None:
+    """One sentence why the kernel has no instance for this shape, or None."""
+    if group_size not in GROUP_SIZES:
+        return f"group size {group_size} is not one of 32, 64, 128 or one group a column"
+    for name, size in (("N", N), ("K", K)):
+        if size % BLOCK:
+            return f"{name} {size} is not a multiple of {BLOCK}"
+    if group_size is not None and K % group_size:
+        return f"K {K} is not a multiple of the group size {group_size}"
+    if not 1 <= M <= LARGEST_M:
+        return f"M {M} is not between 1 and {LARGEST_M}"
+    return None

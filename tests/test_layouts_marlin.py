@@ -1,0 +1,102 @@
+"""The packed order of kernels/marlin.cu: round trips, and the same thing as the kernel's own index arithmetic."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marlin_bench.layouts import marlin as layout
+
+BLOCKS = st.integers(1, 3)
+
+
+def random_codes(K: int, N: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 16, (K, N), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=15, deadline=None)
+@given(BLOCKS, BLOCKS, st.integers(0, 2**31))
+def test_unpacking_gives_back_the_codes(blocks_k, blocks_n, seed):
+    codes = random_codes(64 * blocks_k, 64 * blocks_n, seed)
+    assert torch.equal(layout.unpack_codes(layout.pack_codes(codes)), codes)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 4), BLOCKS, st.integers(0, 2**31))
+def test_unpacking_gives_back_scales_and_zero_points(groups, blocks_n, seed):
+    scales = torch.randn(groups, 64 * blocks_n, generator=torch.Generator().manual_seed(seed)).half()
+    assert torch.equal(layout.unpack_scales(layout.pack_scales(scales)), scales)
+    zeros = random_codes(groups, 64 * blocks_n, seed)
+    assert torch.equal(layout.unpack_zeros(layout.pack_zeros(zeros)), zeros)
+
+
+def test_packing_in_chunks_changes_nothing(monkeypatch):
+    codes = random_codes(448, 128)
+    whole = layout.pack_codes(codes)
+    monkeypatch.setattr(layout, "_CHUNK_CODES", 3 * 64 * 128)
+    assert torch.equal(layout.pack_codes(codes), whole)
+    assert torch.equal(layout.unpack_codes(whole), codes)
+
+
+def test_each_weight_of_a_strip_is_held_exactly_once():
+    positions = layout.strip_positions().reshape(-1, 2)
+    assert len({(int(k), int(column)) for k, column in positions}) == 16 * 64
+    assert sorted(layout.group_columns().ravel().tolist()) == list(range(64))
+
+
+def test_every_lane_loads_the_weights_the_model_says():
+    codes = random_codes(128, 192)
+    vectors = layout.pack_codes(codes).numpy().view(np.uint32).reshape(2, 3, 4, 32, 4)
+    nibbles = (vectors[..., None] >> (4 * np.arange(8, dtype=np.uint32))) & 15
+    k, column = np.moveaxis(layout.strip_positions(), -1, 0)
+    expected = codes.numpy()
+    for block_k, block_n, strip in np.ndindex(2, 3, 4):
+        got = nibbles[block_k, block_n, strip]
+        assert np.array_equal(got, expected[64 * block_k + 16 * strip + k, 64 * block_n + column])
+
+
+def tensor_core_product(A: np.ndarray, fragments: np.ndarray) -> np.ndarray:
+    """mma.m16n8k16 as the PTX manual defines it: fragments [32 lanes, b0/b1, low/high] → the product [16, 8]."""
+    B = np.empty((16, 8))
+    for lane in range(32):
+        g, t = divmod(lane, 4)
+        B[[2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9], g] = fragments[lane].ravel()
+    return A @ B
+
+
+def test_the_kernels_steps_in_numpy_give_the_product():
+    """Load, mask as dequantise.cuh does, scale, multiply, store as marlin.cu does: C = A · W on one strip."""
+    rng = np.random.default_rng(0)
+    codes = random_codes(64, 64)
+    zeros = random_codes(1, 64, 1)
+    scales = torch.from_numpy(rng.uniform(0.5, 2, (1, 64))).half()
+    A = rng.standard_normal((16, 64))
+    words = layout.pack_codes(codes).numpy().view(np.uint32).reshape(4, 32, 4)
+    lane_scales = layout.pack_scales(scales).numpy()[0, 0]
+    lane_zeros = layout.pack_zeros(zeros).numpy().view(np.uint32)[0, 0]
+    sums = np.zeros((8, 16, 8))
+    for strip, j, h in np.ndindex(4, 4, 2):
+        fragments = np.empty((32, 2, 2))
+        for lane in range(32):
+            g = lane // 4
+            zero_pair = (lane_zeros[g] >> np.uint32(4 * j)) & 0x000F000F
+            zero = zero_pair & 15 if h == 0 else zero_pair >> 16
+            word = int(words[strip, lane, j]) >> (8 * h)
+            low, high = word & 0x000F000F, word & 0x00F000F0
+            pairs = [(low & 0xFFFF, low >> 16), ((high & 0xFFFF) / 16, (high >> 16) / 16)]
+            fragments[lane] = (np.array(pairs) - float(zero)) * float(lane_scales[g, 2 * j + h])
+        sums[2 * j + h] += tensor_core_product(A[:, 16 * strip : 16 * strip + 16], fragments)
+    C = np.empty((16, 64))
+    for lane, m, c in np.ndindex(32, 2, 2):
+        g, t = divmod(lane, 4)
+        for i, e in np.ndindex(4, 2):  # an output vector: eight consecutive columns
+            C[8 * m + g, 32 * c + 8 * t + 2 * i + e] = sums[4 * c + i, 8 * m + g, 2 * t + e]
+    weights = (codes.numpy().astype(float) - zeros.numpy()) * scales.numpy().astype(float)
+    np.testing.assert_allclose(C, A @ weights, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("K", "N", "name"), [(96, 64, "K 96"), (64, 96, "N 96")])
+def test_a_matrix_without_whole_blocks_is_refused_by_name(K, N, name):
+    with pytest.raises(layout.LayoutError, match=name):
+        layout.pack_codes(torch.zeros(K, N, dtype=torch.uint8))
