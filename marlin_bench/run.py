@@ -25,6 +25,7 @@ from marlin_bench.device import DeviceError, device_names, refuse_other_device, 
 from marlin_bench.executor import Executor, LocalExecutor, WorkerLostError
 from marlin_bench.exit_codes import ExitCode, deciding
 from marlin_bench.plan import Cell, Selection, plan
+from marlin_bench.provenance import Revision
 from marlin_bench.record import Ceiling, Check, Record, RunMeta, Status
 from marlin_bench.store import DiskFullError, RunWriter, StoreError, find_runs, open_writer, read_meta, read_run
 from marlin_bench.suite import Suite
@@ -326,7 +327,7 @@ def run_suite(
         device_folder = results / slug(environment.device_name)
         folder = _folder_to_resume(device_folder, suite, environment.code_digest, cells)
         if folder is None:
-            meta = _new_meta(suite, runners[0], len(plan(suite)))
+            meta = _new_meta(suite, runners[0], device_folder)
             folder = device_folder / meta.run
         with open_writer(folder) as writer:
             if (folder / "run.json").exists():
@@ -382,19 +383,23 @@ def _ceilings(runner: DeviceRunner) -> list[Ceiling]:
         raise DeviceError(f"the machine's ceilings could not be measured: {lost.reason}") from lost
 
 
-def _new_meta(suite: Suite, runner: DeviceRunner, cells: int) -> RunMeta:
+def _new_meta(suite: Suite, runner: DeviceRunner, device_folder: Path) -> RunMeta:
     environment = runner.session.ready.environment
-    started = datetime.now(UTC).strftime(_TIME_FORMAT)
-    tag = environment.commit + ("_dirty" if environment.dirty else "")
+    while True:  # two runs that start within a second must not share a folder
+        started = datetime.now(UTC).strftime(_TIME_FORMAT)
+        name = f"{started}_{suite.name}_{Revision(environment.commit, environment.dirty).tag}"
+        if not (device_folder / name).exists():
+            break
+        time.sleep(0.1)
     return RunMeta(
-        run=f"{started}_{suite.name}_{tag}",
+        run=name,
         suite=suite.name,
         suite_text=suite.text,
         suite_digest=suite.digest,
         started=started,
         clock_policy=suite.clocks.policy,
         environment=environment,
-        cells=cells,
+        cells=len(plan(suite)),
     )
 
 

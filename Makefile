@@ -1,0 +1,43 @@
+# Two commands do everything, set-up included: `make bench` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: bench test lint kernels wheel clean
+
+bench: $(VENV)/installed  ## measure suites/cpu.yaml on this machine's CPU and draw it
+	$(BIN)/marlin-bench run suites/cpu.yaml
+	$(BIN)/marlin-bench show
+	$(BIN)/marlin-bench plot roofline
+	$(BIN)/marlin-bench plot speedup
+
+test: $(VENV)/installed-dev  ## all tests that need no GPU
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+kernels: $(VENV)/installed-dev  ## build every kernel for every architecture, without a GPU
+	$(BIN)/marlin-bench kernels
+
+wheel: $(VENV)/installed-dev
+	$(BIN)/python -m build --wheel --outdir dist
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@ $(VENV)/installed
