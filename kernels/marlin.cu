@@ -85,7 +85,7 @@ __device__ __forceinline__ void accumulate(Accumulator (&sums)[kRowBlocks], Pipe
     }
   }
   Fragments fragments[2];
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < kStages - 1; ++stage) pipeline.fetch();
   pipeline.wait();
   const uint4* stage = pipeline.next_stage();

@@ -36,13 +36,6 @@ __device__ __forceinline__ void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// 16 bytes from L2, where other CTAs' stores are seen; kept in program order, so that not all of a tile is in flight.
-__device__ __forceinline__ float4 ld_global_cg(const float4* global) {
-  float4 v;
-  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(global));
-  return v;
-}
-
 // 3 --- warp matrix instructions --------------------------------------------------------------------------------------
 
 // Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
