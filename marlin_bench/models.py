@@ -206,11 +206,14 @@ _UNGATED_RATIO = 4  # the MLP width of GPT-2, BLOOM, Falcon and MPT when their c
 def read_config(path: Path, name: str) -> Architecture:
     """The architecture that a Hugging Face `config.json` describes, under `name`; ModelError says what it lacks."""
     try:
-        if path.stat().st_size > CONFIG_LIMIT_BYTES:
-            raise ModelError(f"'{path}' has more than {CONFIG_LIMIT_BYTES} bytes: that is no config.json of a model")
-        config = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(CONFIG_LIMIT_BYTES + 1)
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror}") from error
+    if len(content) > CONFIG_LIMIT_BYTES:
+        raise ModelError(f"'{path}' has more than {CONFIG_LIMIT_BYTES} bytes: that is no config.json of a model")
+    try:
+        config = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"'{path}' is not JSON") from error
     if not isinstance(config, dict):

@@ -96,12 +96,19 @@ def plan(
         for group_size in suite.group_sizes
         for M in chosen_batches
     ]
-    if only is None:
-        return cells
-    for pattern in only:
+    if not (cells and chosen_backends):
+        raise SelectionError(f"the selection leaves nothing of suite {suite.name}: name a layer, a backend and an M")
+    return cells if only is None else _choose_cells(cells, only)
+
+
+def _choose_cells(cells: list[Cell], asked: Sequence[str]) -> list[Cell]:
+    for pattern in asked:
         if not any(fnmatchcase(cell.id, pattern) for cell in cells):
             raise SelectionError(f"no cell matches '{pattern}': a cell of this suite is called {cells[0].id}")
-    return [cell for cell in cells if any(fnmatchcase(cell.id, pattern) for pattern in only)]
+    chosen = [cell for cell in cells if any(fnmatchcase(cell.id, pattern) for pattern in asked)]
+    if not chosen:
+        raise SelectionError(f"the selection leaves no cell: a cell of this suite is called {cells[0].id}")
+    return chosen
 
 
 def _choose_layers(suite: Suite, asked: Sequence[str] | None) -> list[Layer]:

@@ -1,7 +1,7 @@
 """YAML text → plain data in which every value knows its line; the refusals that protect from hostile files.
 
 A suite is data: no anchors, aliases or tags (that is what YAML bombs are made of), one document, no duplicate keys,
-at most 256 KiB, 5000 values and 16 levels. Every complaint is a `SuiteError`: one sentence that names file, line and key.
+at most 256 KiB, 5000 values and 16 levels. Every complaint is a `SuiteError`: one sentence with file, line and key.
 """
 
 from __future__ import annotations
