@@ -18,13 +18,15 @@ _ELIDED = 24
 class Column:
     """A heading; numbers stand to the right.
 
-    The higher `rank`, the sooner a narrow terminal drops it; 0 never. An `elastic` one is cut short before others go.
+    The higher `rank`, the sooner a narrow terminal drops it; 0 never. An `elastic` one is cut short before others go,
+    a `wrap` one flows over several lines.
     """
 
     title: str
     right: bool = False
     rank: int = 0
     elastic: bool = False
+    wrap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Table:
     def fitting(self, width: int) -> tuple[Table, list[str]]:
         """The table within `width` characters as far as columns may go, and the titles of those that went."""
         kept = list(range(len(self.columns)))
-        widths = [min(self._width(i), _ELIDED) if self.columns[i].elastic else self._width(i) for i in kept]
+        widths = [self.least_width(index) for index in kept]
         dropped: list[str] = []
         while sum(widths[index] + _GAP for index in kept) > width:
             candidate = max(kept, key=lambda index: (self.columns[index].rank, index))
@@ -57,9 +59,10 @@ class Table:
         lines = [Line(tuple(line.cells[index] for index in kept), line.style) for line in self.lines]
         return Table(columns, lines), dropped
 
-    def width_of(self, column: Column) -> int:
-        """Characters that `column` needs to show everything."""
-        return self._width(self.columns.index(column))
+    def least_width(self, index: int) -> int:
+        """Characters that column `index` needs: everything it holds, or a useful part where it may be cut or flow."""
+        column = self.columns[index]
+        return min(self._width(index), _ELIDED) if column.elastic or column.wrap else self._width(index)
 
     def _width(self, index: int) -> int:
         return max(len(self.columns[index].title), *(len(line.cells[index]) for line in self.lines), 0)
@@ -92,13 +95,13 @@ def print_table(table: Table, stream: TextIO) -> list[str]:
     console = Console(file=stream, highlight=False)
     fitting, dropped = table.fitting(console.width)
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP - 1, 0, 0), show_edge=False)
-    for column in fitting.columns:
+    for index, column in enumerate(fitting.columns):
         shown.add_column(
             column.title,
             justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if column.elastic else fitting.width_of(column),
+            no_wrap=not column.wrap,
+            overflow="fold" if column.wrap else "ellipsis",
+            min_width=fitting.least_width(index),
         )
     for line in fitting.lines:
         shown.add_row(*(Text(cell) for cell in line.cells), style=line.style or None)

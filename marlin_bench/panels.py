@@ -1,0 +1,245 @@
+"""What the plots draw, worked out beforehand: rows gathered into panels, one a layer.
+
+A plot only places what stands here on axes. Roofs are those of the run at the clock that its fastest product held;
+the band beside the tensor roof spans the clocks of the panel's records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from marlin_bench.problem import FP16, Format
+from marlin_bench.record import Flag, Origin
+from marlin_bench.roofline import Roofs
+from marlin_bench.speedup import Curve, Row, curves
+
+_ABOVE = {Flag.ABOVE_IDEAL, Flag.ABOVE_MEASURED_ROOF}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A value with its bounds (None where nothing bounds it) over `x`, belonging to batch size M."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    M: int
+    flagged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One backend's points by rising M."""
+
+    backend: str
+    published: bool
+    is_baseline: bool
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeRoof:
+    """A tensor roof in flop/s at the clock held, and the range it moved through with the clock."""
+
+    name: str
+    rate: float
+    lowest: float
+    highest: float
+    sm_clock_hz: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RooflinePanel:
+    """One layer over arithmetic intensity [flop/byte]; y in flop/s. `knee` is the intensity where the roofs meet."""
+
+    title: str
+    memory: float | None
+    memory_name: str
+    l2: float | None
+    compute: tuple[ComputeRoof, ...]
+    knee: float | None
+    series: tuple[Series, ...]
+    twins: tuple[tuple[str, tuple[float, float], tuple[float, float]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IdealLine:
+    """The ideal speed-up of one weight format over M."""
+
+    format: str
+    points: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedupPanel:
+    """One layer over M; y is the speed-up over `baseline`."""
+
+    title: str
+    baseline: str
+    series: tuple[Series, ...]
+    ideals: tuple[IdealLine, ...]
+    crossovers: tuple[tuple[str, float], ...]
+
+
+def _panels(rows: Iterable[Row]) -> list[list[Curve]]:
+    """Curves with something to draw, by layer and group size, in order of first appearance."""
+    gathered: dict[tuple[str, int, int, int | None, str], list[Curve]] = {}
+    for curve in curves(rows):
+        gathered.setdefault((curve.layer, curve.N, curve.K, curve.group_size, curve.device), []).append(curve)
+    return list(gathered.values())
+
+
+def _title(curve: Curve, *, with_group: bool) -> str:
+    shape = f"K={curve.K} N={curve.N}"
+    group = (" one scale a column" if curve.group_size is None else f" g={curve.group_size}") if with_group else ""
+    return f"{curve.layer}  ({shape}{group})" if curve.layer != f"{curve.K}x{curve.N}" else f"{shape}{group}"
+
+
+def _several_groups(panels: Sequence[Sequence[Curve]]) -> bool:
+    return len({panel[0].group_size for panel in panels}) > 1
+
+
+def _series(curve: Curve, points: Iterable[Point]) -> Series:
+    published = any(row.record.origin is Origin.PUBLISHED for row in curve.points)
+    return Series(curve.backend, published, any(row.record.baseline for row in curve.points), tuple(points))
+
+
+def _is_flagged(row: Row) -> bool:
+    return bool(_ABOVE.intersection(row.flags))
+
+
+def _flops_point(row: Row) -> Point | None:
+    if row.time is None or row.achieved_flops is None:
+        return None
+    flop = row.record.problem.flop
+    bounded = row.time.low > 0 and row.time.high < float("inf")
+    return Point(
+        x=row.arithmetic_intensity,
+        y=row.achieved_flops,
+        low=flop / row.time.high if bounded else None,
+        high=flop / row.time.low if bounded else None,
+        M=row.record.M,
+        flagged=_is_flagged(row),
+    )
+
+
+def _clock_of_fastest(rows: Sequence[Row]) -> float | None:
+    fastest = max(rows, key=lambda row: row.achieved_flops or 0.0, default=None)
+    return None if fastest is None else fastest.sm_clock_hz
+
+
+def _compute_roofs(rows: Sequence[Row], roofs: Roofs) -> tuple[ComputeRoof, ...]:
+    clocks = [row.sm_clock_hz for row in rows if row.sm_clock_hz is not None]
+    held = _clock_of_fastest(rows)
+    kinds: dict[tuple[str, bool], tuple[Format, str]] = {}
+    for row in rows:
+        fmt, dtype = row.record.weight_format, row.record.activation_dtype
+        kinds.setdefault((dtype, fmt.is_sparse), (fmt if fmt.is_sparse else FP16, dtype))
+    found: dict[float, ComputeRoof] = {}
+    for (dtype, sparse), (fmt, activation) in kinds.items():
+        rate = roofs.at_clock(held).compute_rate(fmt, activation)
+        if rate is None or rate in found:  # fp16 and bf16 tensor cores are one roof
+            continue
+        at_clocks = [roofs.at_clock(clock).compute_rate(fmt, activation) or rate for clock in clocks] or [rate]
+        name = f"{dtype} 2:4" if sparse else dtype
+        clock = held if held is not None else roofs.sm_clock_hz
+        found[rate] = ComputeRoof(name, rate, min(at_clocks), max(at_clocks), clock)
+    return tuple(found.values())
+
+
+def _twins(panel: Sequence[Curve]) -> tuple[tuple[str, tuple[float, float], tuple[float, float]], ...]:
+    """Each backend's point with the point of the baseline it is compared with, in the same cell."""
+    placed = {
+        (row.record.backend, row.record.cell): (point.x, point.y)
+        for curve in panel
+        for row in curve.points
+        if (point := _flops_point(row)) is not None
+    }
+    return tuple(
+        (row.record.backend, placed[row.baseline, row.record.cell], placed[row.record.backend, row.record.cell])
+        for curve in panel
+        for row in curve.points
+        if row.baseline is not None
+        and row.baseline != row.record.backend
+        and not row.record.baseline
+        and (row.baseline, row.record.cell) in placed
+        and (row.record.backend, row.record.cell) in placed
+    )
+
+
+def roofline_panels(rows: Sequence[Row], roofs: Roofs | None) -> list[RooflinePanel]:
+    """One panel a layer and group size that has points."""
+    gathered = _panels(row for row in rows if row.time is not None)
+    several = _several_groups(gathered) if gathered else False
+    panels = []
+    for panel in gathered:
+        members = [row for curve in panel for row in curve.points]
+        compute = () if roofs is None else _compute_roofs(members, roofs)
+        dense = [roof for roof in compute if not roof.name.endswith("2:4")]
+        knee = None if roofs is None or not dense else max(roof.rate for roof in dense) / roofs.memory
+        panels.append(
+            RooflinePanel(
+                title=_title(panel[0], with_group=several),
+                memory=None if roofs is None else roofs.memory,
+                memory_name="RAM" if any(row.record.backend.startswith("dense_") for row in members) else "HBM",
+                l2=None if roofs is None else roofs.l2,
+                compute=compute,
+                knee=knee,
+                series=tuple(
+                    _series(curve, (point for row in curve.points if (point := _flops_point(row)) is not None))
+                    for curve in panel
+                ),
+                twins=_twins(panel),
+            )
+        )
+    return panels
+
+
+def _speedup_point(row: Row) -> Point | None:
+    if row.speedup is None:
+        return None
+    bounded = row.speedup.high < float("inf")
+    return Point(
+        x=float(row.record.M),
+        y=row.speedup.value,
+        low=row.speedup.low if bounded else None,
+        high=row.speedup.high if bounded else None,
+        M=row.record.M,
+        flagged=_is_flagged(row),
+    )
+
+
+def _ideals(panel: Sequence[Curve]) -> tuple[IdealLine, ...]:
+    by_format: dict[str, dict[int, float]] = {}
+    for curve in panel:
+        for row in curve.points:
+            if row.ideal_speedup is not None and not row.record.baseline:
+                by_format.setdefault(row.record.format, {}).setdefault(row.record.M, row.ideal_speedup)
+    return tuple(IdealLine(name, tuple(sorted(points.items()))) for name, points in by_format.items())
+
+
+def speedup_panels(rows: Sequence[Row]) -> list[SpeedupPanel]:
+    """One panel a layer and group size in which some backend has a speed-up."""
+    gathered = [
+        [curve for curve in panel if not all(row.record.baseline for row in curve.points)]
+        for panel in _panels(row for row in rows if row.speedup is not None)
+    ]
+    gathered = [panel for panel in gathered if panel]
+    several = _several_groups(gathered) if gathered else False
+    return [
+        SpeedupPanel(
+            title=_title(panel[0], with_group=several),
+            baseline=" / ".join(
+                dict.fromkeys(row.baseline for curve in panel for row in curve.points if row.baseline is not None)
+            ),
+            series=tuple(
+                _series(curve, (point for row in curve.points if (point := _speedup_point(row)) is not None))
+                for curve in panel
+            ),
+            ideals=_ideals(panel),
+            crossovers=tuple((curve.backend, curve.crossover) for curve in panel if curve.crossover is not None),
+        )
+        for panel in gathered
+    ]

@@ -1,0 +1,227 @@
+"""The roofline: what each product reached against what the machine allows, FP16 and 4-bit twins joined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from marlin_bench.panels import ComputeRoof, Point, RooflinePanel, Series
+from marlin_bench.plots.canvas import ABOVE, shared_legend, small_multiples, themed
+from marlin_bench.plots.theme import BAND, FAINT, FONT_SIZE, INK, MUTED, Look, looks
+from marlin_bench.units import format_bandwidth, format_clock, format_flops
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+_TERA = 1e12
+_SMALL = FONT_SIZE - 2
+
+
+def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
+    """A figure with a roofline for every panel; PlotError when there is none."""
+    with themed():
+        figure, axes = small_multiples(len(panels), title, x_label="FLOP per compulsory byte", y_label="TFLOP/s")
+        detailed = len(panels) <= 2
+        slopes: list[_SlopeLabel] = []
+        limits = _limits(panels)
+        styles = looks(series.backend for panel in panels for series in panel.series)
+        for ax, panel in zip(axes, panels, strict=True):
+            _frame(ax, limits)
+            slopes += _roofs(ax, panel, limits, detailed=detailed)
+            _twins(ax, panel, styles)
+            for series in panel.series:
+                _points(ax, series, styles[series.backend])
+            _label_batches(ax, panel, styles, apart=1.7 if detailed else 3.5)
+            ax.set_title(panel.title)
+        shared_legend(figure, axes)
+        _lay_along(figure, slopes)
+        return figure
+
+
+@dataclass(frozen=True)
+class _SlopeLabel:
+    """A text at intensity `x` on the roof of `rate` bytes/s."""
+
+    ax: Axes
+    text: Text
+    x: float
+    rate: float
+
+
+Limits = tuple[tuple[float, float], tuple[float, float]]
+
+
+def _limits(panels: Sequence[RooflinePanel]) -> Limits:
+    """Axis limits with room around every point and every roof: ((x0, x1), (y0, y1)), y in TFLOP/s."""
+    xs = [point.x for panel in panels for series in panel.series for point in series.points]
+    ys = [point.y / _TERA for panel in panels for series in panel.series for point in series.points]
+    xs += [panel.knee for panel in panels if panel.knee is not None]
+    ys += [roof.rate / _TERA for panel in panels for roof in panel.compute]
+    return (min(xs) / 1.6, max(xs) * 2.2), (min(ys) / 2, max(ys) * 2.2)
+
+
+def _frame(ax: Axes, limits: Limits) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlim(limits[0])
+    ax.set_ylim(limits[1])
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.grid(which="major", color=FAINT, linewidth=0.5)
+    ax.set_axisbelow(True)
+
+
+def _roofs(ax: Axes, panel: RooflinePanel, limits: Limits, *, detailed: bool) -> list[_SlopeLabel]:
+    if panel.memory is None:
+        return []
+    top = max((roof.rate for roof in panel.compute), default=None)
+    memory = f"{panel.memory_name} {format_bandwidth(panel.memory)}"
+    labels = [_slope(ax, panel.memory, top, limits, "-", memory, detailed)]
+    if panel.l2 is not None:
+        labels.append(_slope(ax, panel.l2, top, limits, ":", f"L2 {format_bandwidth(panel.l2)}", detailed))
+    for roof in panel.compute:
+        _compute_roof(ax, roof, panel.memory, limits, detailed=detailed)
+    if panel.knee is not None:
+        ax.axvline(panel.knee, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
+        ax.annotate(
+            f"knee {panel.knee:.0f} FLOP/B",
+            (panel.knee, limits[1][0]),
+            xytext=(3, 4),
+            textcoords="offset points",
+            fontsize=_SMALL,
+            color=MUTED,
+        )
+    return [label for label in labels if label is not None]
+
+
+def _compute_roof(ax: Axes, roof: ComputeRoof, memory: float, limits: Limits, *, detailed: bool) -> None:
+    """The roof at the clock held, and as a band where it stood at the other clocks of the panel."""
+    start, right = roof.rate / memory, limits[0][1]
+    ax.plot([start, right], [roof.rate / _TERA] * 2, color=INK, linewidth=1.3)
+    if roof.highest > roof.lowest:
+        ax.fill_between([start, right], roof.lowest / _TERA, roof.highest / _TERA, color=BAND, linewidth=0, zorder=0)
+    clock = f" at {format_clock(roof.sm_clock_hz)}" if detailed and roof.sm_clock_hz is not None else ""
+    ax.annotate(
+        f"{roof.name} {format_flops(roof.rate)}{clock}",
+        (right, roof.rate / _TERA),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=_SMALL,
+        color=INK,
+    )
+
+
+def _slope(
+    ax: Axes, rate: float, top: float | None, limits: Limits, style: str, label: str, detailed: bool
+) -> _SlopeLabel | None:
+    """A memory roof from the left edge to where it meets the highest compute roof, and its label."""
+    (left, right), (bottom, upper) = limits
+    end = right if top is None else min(right, top / rate)
+    ax.plot([left, end], [left * rate / _TERA, end * rate / _TERA], color=INK, linewidth=1.3, linestyle=style)
+    place = max(left, bottom * _TERA / rate) * 2.2  # right of the first point that most runs have, M=1
+    if place * rate / _TERA >= upper:
+        return None
+    text = ax.annotate(
+        label if detailed else label.split(maxsplit=1)[0],
+        (place, place * rate / _TERA),
+        xytext=(-4, 6),
+        textcoords="offset points",
+        rotation_mode="anchor",
+        fontsize=_SMALL,
+        color=INK,
+    )
+    return _SlopeLabel(ax, text, place, rate)
+
+
+def _lay_along(figure: Figure, labels: Sequence[_SlopeLabel]) -> None:
+    """Turn labels into the direction of their roofs, which is known only once the panels have their size."""
+    figure.draw_without_rendering()
+    for label in labels:
+        start, end = label.ax.transData.transform([(x, x * label.rate / _TERA) for x in (label.x, 2 * label.x)])
+        label.text.set_rotation(math.degrees(math.atan2(end[1] - start[1], end[0] - start[0])))
+
+
+def _twins(ax: Axes, panel: RooflinePanel, styles: dict[str, Look]) -> None:
+    for backend, baseline, point in panel.twins:
+        ax.plot(
+            [baseline[0], point[0]],
+            [baseline[1] / _TERA, point[1] / _TERA],
+            color=styles[backend].colour,
+            linewidth=0.7,
+            alpha=0.45,
+            zorder=1,
+        )
+
+
+def _points(ax: Axes, series: Series, look: Look) -> None:
+    label = f"{series.backend} (published)" if series.published else series.backend
+    bounds = [
+        [(point.y - (point.low or point.y)) / _TERA for point in series.points],
+        [((point.high or point.y) - point.y) / _TERA for point in series.points],
+    ]
+    ax.errorbar(
+        [point.x for point in series.points],
+        [point.y / _TERA for point in series.points],
+        yerr=bounds,
+        fmt=look.marker,
+        color=look.colour,
+        markersize=5,
+        markeredgecolor="white" if not series.published else look.colour,
+        markerfacecolor="white" if series.published else look.colour,
+        markeredgewidth=0.6,
+        elinewidth=0.9,
+        label=label,
+        zorder=3,
+    )
+    ring_flagged(ax, [(point.x, point.y / _TERA) for point in series.points if point.flagged])
+
+
+def ring_flagged(ax: Axes, places: Sequence[tuple[float, float]]) -> None:
+    """A ring around points above a measured roof or above ideal: a reader should ask why."""
+    if places:
+        ax.scatter(
+            [x for x, _ in places],
+            [y for _, y in places],
+            s=90,
+            facecolors="none",
+            edgecolors=INK,
+            linewidths=0.9,
+            label=ABOVE,
+            zorder=4,
+        )
+
+
+def _label_batches(ax: Axes, panel: RooflinePanel, styles: dict[str, Look], apart: float) -> None:
+    """M below the lowest 4-bit point of each batch, where no roof and no line to a twin passes.
+
+    The joined baseline has the same M; where there is no other backend the baseline's own points are labelled.
+    """
+    series = [one for one in panel.series if not one.is_baseline] or list(panel.series)
+    lowest: dict[int, tuple[Point, str]] = {}
+    for one in series:
+        for point in one.points:
+            if point.M not in lowest or point.y < lowest[point.M][0].y:
+                lowest[point.M] = (point, styles[one.backend].colour)
+    batches = sorted(lowest)
+    kept: list[int] = []
+    for batch in batches:
+        if not kept or lowest[batch][0].x >= apart * lowest[kept[-1]][0].x:
+            kept.append(batch)
+    for batch in kept:
+        point, colour = lowest[batch]
+        ax.annotate(
+            f"M={batch}" if batch == batches[0] else str(batch),
+            (point.x, point.y / _TERA),
+            xytext=(3, -4),
+            textcoords="offset points",
+            ha="left",
+            va="top",
+            fontsize=_SMALL,
+            color=colour,
+        )

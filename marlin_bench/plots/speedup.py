@@ -1,0 +1,110 @@
+"""Speed-up over the 16-bit baseline against batch size, under the ideal line, with the crossover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from marlin_bench.panels import Series, SpeedupPanel
+from marlin_bench.plots.canvas import shared_legend, small_multiples, themed
+from marlin_bench.plots.roofline import ring_flagged
+from marlin_bench.plots.theme import FAINT, FONT_SIZE, INK, MUTED, Look, looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_IDEAL_STYLES = ("--", "-.", ":")
+_SMALL = FONT_SIZE - 2
+
+
+def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
+    """A figure with speed-up curves for every panel; PlotError when there is none."""
+    with themed():
+        baselines = list(dict.fromkeys(panel.baseline for panel in panels))
+        figure, axes = small_multiples(
+            len(panels), title, x_label="batch size M", y_label=f"speed-up over {' / '.join(baselines)}"
+        )
+        styles = looks(series.backend for panel in panels for series in panel.series)
+        formats = list(dict.fromkeys(ideal.format for panel in panels for ideal in panel.ideals))
+        for ax, panel in zip(axes, panels, strict=True):
+            _frame(ax, panel)
+            for ideal in panel.ideals:
+                style = _IDEAL_STYLES[formats.index(ideal.format) % len(_IDEAL_STYLES)]
+                xs, ys = zip(*ideal.points, strict=True)
+                ax.plot(xs, ys, color=INK, linestyle=style, linewidth=1.1, label=f"ideal {ideal.format}")
+            for series in panel.series:
+                _curve(ax, series, styles[series.backend])
+            for place, (backend, batch) in enumerate(sorted(panel.crossovers, key=lambda found: found[1])):
+                _crossover(ax, batch, styles[backend], place)
+            ax.set_title(panel.title)
+        highest = max(
+            [point.y for panel in panels for series in panel.series for point in series.points]
+            + [y for panel in panels for ideal in panel.ideals for _, y in ideal.points]
+        )
+        axes[0].set_ylim(0, 1.08 * highest)
+        shared_legend(figure, axes)
+        return figure
+
+
+def _frame(ax: Axes, panel: SpeedupPanel) -> None:
+    batches = sorted({point.M for series in panel.series for point in series.points})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([4**power for power in range(12) if batches[0] <= 4**power <= batches[-1]] or batches)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    ax.grid(axis="y", color=FAINT, linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.axhline(1, color=MUTED, linewidth=1)
+    ax.annotate(
+        panel.baseline,
+        (batches[0], 1),
+        xytext=(0, -2),
+        textcoords="offset points",
+        fontsize=_SMALL,
+        color=MUTED,
+        va="top",
+    )
+
+
+def _curve(ax: Axes, series: Series, look: Look) -> None:
+    xs = [point.x for point in series.points]
+    ys = [point.y for point in series.points]
+    label = f"{series.backend} (published)" if series.published else series.backend
+    ax.plot(
+        xs,
+        ys,
+        color=look.colour,
+        marker=look.marker,
+        markersize=4.5,
+        markeredgewidth=0.6,
+        label=label,
+        zorder=3,
+        markeredgecolor=look.colour if series.published else "white",
+        markerfacecolor="white" if series.published else look.colour,
+    )
+    bounded = [(p.x, p.low, p.high) for p in series.points if p.low is not None and p.high is not None]
+    if bounded:
+        ax.fill_between(
+            [x for x, _, _ in bounded],
+            [low for _, low, _ in bounded],
+            [high for _, _, high in bounded],
+            color=look.colour,
+            alpha=0.2,
+            linewidth=0,
+        )
+    ring_flagged(ax, [(point.x, point.y) for point in series.points if point.flagged])
+
+
+def _crossover(ax: Axes, batch: float, look: Look, place: int) -> None:
+    """Where the curve falls through 1, marked on the baseline's line with its M; labels are stacked by `place`."""
+    ax.plot([batch], [1], marker="|", color=look.colour, markersize=11, markeredgewidth=1.6, zorder=4)
+    ax.annotate(
+        f"1x at M={batch:.0f}",
+        (batch, 1),
+        xytext=(6, 4 + 9 * place),
+        textcoords="offset points",
+        fontsize=_SMALL,
+        color=look.colour,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+    )
