@@ -1,0 +1,131 @@
+// The ring of stages between the producer warps and the consumer warpgroups (the paper's "Memory Load Pipelining").
+//
+//   full[s]   2 arrivals (weights, activations) + their bytes      empty[s]   one arrival of every consumer warp
+//
+// A stage is one bulk copy of packed weights per strip of 128 rows and one tensor-map copy of activations, which lands in the
+// 128-byte-swizzled K-major order that wgmma reads. Weights do not depend on the previous kernel of the stream, so their
+// producer starts before griddepcontrol.wait; the activations' producer starts after it.
+#pragma once
+
+#include "hopper_config.cuh"
+#include "hopper_schedule.cuh"
+
+struct alignas(64) TensorMap {
+  u64 opaque[16];
+};
+
+// Position in the ring; `phase` is the parity of the round.
+struct StageCursor {
+  int index = 0;
+  u32 phase = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++index == kStages) {
+      index = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// Shared addresses of the pieces of the ring.
+struct Ring {
+  u32 base;
+
+  __device__ __forceinline__ u32 activations(int stage) const {
+    return base + kActivationsAt + stage * kStageActivationBytes;
+  }
+  __device__ __forceinline__ u32 weights(int stage) const { return base + kWeightsAt + stage * kStageWeightBytes; }
+  __device__ __forceinline__ u32 full(int stage) const { return base + kBarriersAt + 8 * stage; }
+  __device__ __forceinline__ u32 empty(int stage) const { return base + kBarriersAt + 8 * (kStages + stage); }
+
+  __device__ __forceinline__ void initialize() const {
+    for (int stage = 0; stage < kStages; ++stage) {
+      mbarrier_init(full(stage), 2);
+      mbarrier_init(empty(stage), kConsumerWarps * kTeam);
+    }
+    fence_mbarrier_init();
+    fence_proxy_async_shared();
+  }
+
+  __device__ __forceinline__ void wait_full(StageCursor cursor) const {
+    while (!mbarrier_try_wait_parity(full(cursor.index), cursor.phase)) {
+    }
+  }
+  // The first round finds every stage empty: a wait for the phase before the first one returns at once.
+  __device__ __forceinline__ void wait_empty(StageCursor cursor) const {
+    while (!mbarrier_try_wait_parity(empty(cursor.index), cursor.phase ^ 1)) {
+    }
+  }
+  __device__ __forceinline__ void release(int stage, int lane) const {
+    if constexpr (kTeam > 1) {
+      if (lane < kTeam) mbarrier_arrive_cluster(empty(stage), lane);
+    } else {
+      if (lane == 0) mbarrier_arrive(empty(stage));
+    }
+  }
+};
+
+// packed: uint8 [strips][k_tiles][2][kBlockBytes]; a row tile beyond the last strip reads the last one, its rows are not
+// stored. One thread runs this.
+__device__ __forceinline__ void produce_weights(const Ring& ring, const Schedule& schedule,
+                                                const unsigned char* __restrict__ packed, int strips, int k_tiles) {
+  Segments segments(schedule);
+  Segment segment;
+  StageCursor cursor;
+  while (segments.next(segment)) {
+    const int row_tile = tile_position(schedule, segment.tile).row_tile;
+    for (int unit = segment.last - 1; unit >= segment.first; --unit) {
+      const u32 barrier = ring.full(cursor.index);
+      u32 shared = ring.weights(cursor.index);
+      ring.wait_empty(cursor);
+      mbarrier_arrive_expect_tx(barrier, kStageWeightBytes);
+      if constexpr (kTileRows == kBlockRows) {
+        const int strip = row_tile >> 1;
+        const unsigned char* source = packed + (static_cast<size_t>(strip) * k_tiles + unit * kStageTiles) * kStripBytes +
+                                      (row_tile & 1) * kBlockBytes;
+#pragma unroll
+        for (int tile = 0; tile < kStageTiles; ++tile) {
+          cp_async_bulk(shared, source, kBlockBytes, barrier);
+          shared += kBlockBytes;
+          source += kStripBytes;
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kTileRows / kStripRows; ++i) {
+          const int strip = min(row_tile * (kTileRows / kStripRows) + i, strips - 1);
+          cp_async_bulk(shared, packed + (static_cast<size_t>(strip) * k_tiles + unit * kStageTiles) * kStripBytes,
+                        kStageTiles * kStripBytes, barrier);
+          shared += kStageTiles * kStripBytes;
+        }
+      }
+      cursor.advance();
+    }
+  }
+}
+
+// activations: tensor map of A[M,K] as (64, M, K/64) with boxes (64, kBatchTile, panels). Rows and panels beyond the matrix
+// arrive as zeros. One thread runs this.
+__device__ __forceinline__ void produce_activations(const Ring& ring, const Schedule& schedule,
+                                                    const TensorMap* activations) {
+  Segments segments(schedule);
+  Segment segment;
+  StageCursor cursor;
+  const int rank = kTeam > 1 ? blockIdx.x % kTeam : 0;
+  while (segments.next(segment)) {
+    const int first_row = tile_position(schedule, segment.tile).batch_tile * kBatchTile;
+    for (int unit = segment.last - 1; unit >= segment.first; --unit) {
+      const u32 barrier = ring.full(cursor.index);
+      ring.wait_empty(cursor);
+      mbarrier_arrive_expect_tx(barrier, kStageActivationBytes);
+      constexpr int kPanels = 2 * kStageTiles / kTeam;
+      const u32 shared = ring.activations(cursor.index) + rank * kPanels * kPanelBytes;
+      const int panel = unit * 2 * kStageTiles + rank * kPanels;
+      if constexpr (kTeam > 1) {
+        cp_async_bulk_tensor_3d_multicast(shared, activations, 0, first_row, panel, barrier, (1 << kTeam) - 1);
+      } else {
+        cp_async_bulk_tensor_3d(shared, activations, 0, first_row, panel, barrier);
+      }
+      cursor.advance();
+    }
+  }
+}

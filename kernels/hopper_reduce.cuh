@@ -1,0 +1,155 @@
+// Sums of one tile that several CTAs computed parts of, always FP32, always added in the same order.
+//
+// Striped tiles: nobody waits. Each team but the owner (the one with the tile's highest units, which meets the tile last)
+// leaves its sums in the workspace and counts itself in. The owner looks once: if all others are there, as they nearly
+// always are, it adds them to its own and stores. If not, it leaves its sums too, and whoever counts in last finishes the
+// tile. So no order or residency of CTAs can dead-lock, and the order of the additions (owner first, then downwards) is the
+// same whoever finishes. The finisher sets the count back to zero for the next launch.
+//
+// Split clusters: every CTA sends each other one the sums of the 16-row groups that the other finishes, through distributed
+// shared memory, and adds the parts in the order of (CTA, warpgroup).
+#pragma once
+
+#include "hopper_config.cuh"
+#include "hopper_epilogue.cuh"
+#include "hopper_schedule.cuh"
+
+using Sums = float[kBlocks][kBatchTile / 2];
+
+// float [gridDim.x][2][kTileRows * kBatchTile]: a CTA's striped piece has at most two ends inside tiles.
+struct Workspace {
+  float4* sums;
+  u32* arrivals;  // [gridDim.x], by the owner's CTA; zero between launches
+
+  __device__ __forceinline__ float4* slot(int cta, bool lower_end) const {
+    return sums + static_cast<size_t>(2 * cta + (lower_end ? 1 : 0)) * (kTileRows * kBatchTile / 4) + threadIdx.x;
+  }
+};
+
+constexpr u32 kConsumerBarrier = 1;
+
+__device__ __forceinline__ void post(float4* slot, const Sums& sums) {
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+    for (int i = 0; i < kBatchTile / 8; ++i) {
+      const float* s = &sums[block][4 * i];
+      __stcg(slot + (block * (kBatchTile / 8) + i) * kConsumerThreads, make_float4(s[0], s[1], s[2], s[3]));
+    }
+  }
+}
+
+template <bool kAdd>
+__device__ __forceinline__ void collect(const float4* slot, Sums& sums) {
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+    for (int i = 0; i < kBatchTile / 8; ++i) {
+      const float4 part = __ldcg(slot + (block * (kBatchTile / 8) + i) * kConsumerThreads);
+      float* s = &sums[block][4 * i];
+      s[0] = kAdd ? s[0] + part.x : part.x;
+      s[1] = kAdd ? s[1] + part.y : part.y;
+      s[2] = kAdd ? s[2] + part.z : part.z;
+      s[3] = kAdd ? s[3] + part.w : part.w;
+    }
+  }
+}
+
+// Thread 0's `value` for all consumers.
+__device__ __forceinline__ u32 broadcast(u32 value, u32 shared) {
+  if (threadIdx.x == 0) st_shared_u32(shared, value);
+  bar_sync(kConsumerBarrier, kConsumerThreads);
+  const u32 word = ld_shared_u32(shared);
+  bar_sync(kConsumerBarrier, kConsumerThreads);
+  return word;
+}
+
+// Joins a segment's sums with those of the other teams that share its tile. True where this CTA has the whole tile's sums now
+// and must store them.
+__device__ __forceinline__ bool join_stripes(const Schedule& schedule, const Workspace& workspace,
+                                             const Segment& segment, Sums& sums, u32 shared) {
+  const int team = blockIdx.x / kTeam;
+  const int teams = gridDim.x / kTeam;
+  const int rank = blockIdx.x % kTeam;
+  const int tile_begin = segment.tile * schedule.units_per_tile;
+  const int tile_end = tile_begin + schedule.units_per_tile;
+  int lowest = team, owner = team;
+  while (stripe_begin(schedule, lowest, teams) > tile_begin) --lowest;
+  while (stripe_begin(schedule, owner + 1, teams) < tile_end) ++owner;
+  const u32 others = owner - lowest;
+  u32* arrivals = workspace.arrivals + owner * kTeam + rank;
+  // A team's slot for this tile: the upper end of its piece, unless it owns the tile.
+  const auto slot = [&](int t) { return workspace.slot(t * kTeam + rank, t == owner); };
+
+  if (team == owner) {
+    const u32 arrived = threadIdx.x == 0 ? ld_acquire_gpu(arrivals) : 0;
+    if (broadcast(arrived, shared) == others) {
+      for (int t = owner - 1; t >= lowest; --t) collect<true>(slot(t), sums);
+      if (threadIdx.x == 0) st_relaxed_gpu(arrivals, 0);
+      return true;
+    }
+  }
+  post(slot(team), sums);
+  __threadfence();
+  bar_sync(kConsumerBarrier, kConsumerThreads);
+  const u32 before = threadIdx.x == 0 ? atom_add_acq_rel_gpu(arrivals, 1) : 0;
+  if (broadcast(before, shared) != others) return false;
+  collect<false>(slot(owner), sums);
+  for (int t = owner - 1; t >= lowest; --t) collect<true>(slot(t), sums);
+  if (threadIdx.x == 0) st_relaxed_gpu(arrivals, 0);
+  return true;
+}
+
+// The exchange buffer of a CTA: float4 [source = CTA * kSplit + warpgroup of K][group][n8 block][lane].
+constexpr int kGroups = kTileRows / 16;
+constexpr int kGroupsPerCta = kGroups / (kSplitCluster ? kCluster : 1);
+constexpr int kSources = kCluster * kSplit;
+
+__device__ __forceinline__ u32 exchange_offset(int source, int group, int n8, int lane) {
+  return (((source * kGroupsPerCta + group) * (kBatchTile / 8) + n8) * 32 + lane) * 16;
+}
+
+// Sends this warp's sums to the CTAs that finish them. `split` is the warpgroup's share of K, `row_warpgroup` its rows.
+__device__ __forceinline__ void send_to_cluster(const Sums& sums, u32 exchange, u32 rank, int split,
+                                                int row_warpgroup, int warp_in_group, int lane) {
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    const int group = (row_warpgroup * kBlocks + block) * 4 + warp_in_group;
+    const u32 target = mapa_shared_cluster(exchange, group / kGroupsPerCta);
+#pragma unroll
+    for (int i = 0; i < kBatchTile / 8; ++i) {
+      const float* s = &sums[block][4 * i];
+      st_shared_cluster_v4(target + exchange_offset(rank * kSplit + split, group % kGroupsPerCta, i, lane),
+                           make_float4(s[0], s[1], s[2], s[3]));
+    }
+  }
+}
+
+__device__ __forceinline__ void add_sources(float (&sums)[4], u32 exchange, int group, int n8, int lane) {
+#pragma unroll
+  for (int source = 0; source < kSources; ++source) {
+    const float4 part = ld_shared_v4_f32(exchange + exchange_offset(source, group, n8, lane));
+    sums[0] += part.x;
+    sums[1] += part.y;
+    sums[2] += part.z;
+    sums[3] += part.w;
+  }
+}
+
+// Adds what all CTAs sent for this CTA's groups and stores it; the consumer warps share the work.
+__device__ __forceinline__ void finish_groups(const Output& output, u32 exchange, u32 rank, int tile_feature,
+                                              int first_row, u32 staging, int warp, int lane) {
+  constexpr int kPairs = (kBatchTile + 15) / 16;
+  for (int item = warp; item < kGroupsPerCta * kPairs; item += kConsumerWarps) {
+    const int group = item / kPairs;
+    const int n8 = item % kPairs * 2;
+    const int first_feature = tile_feature + (rank * kGroupsPerCta + group) * 16;
+    const int rows = min(output.M - first_row, kBatchTile) - n8 * 8;
+    if (first_feature >= output.N || rows <= 0) continue;
+    float left[4] = {}, right[4] = {};
+    add_sources(left, exchange, group, n8, lane);
+    if (n8 + 1 < kBatchTile / 8) add_sources(right, exchange, group, n8 + 1, lane);
+    store_16x16(output, FeaturePair(output, first_feature, lane), left, right, first_feature, first_row + n8 * 8, rows,
+                staging, lane);
+  }
+}

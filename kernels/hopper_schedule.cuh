@@ -1,0 +1,98 @@
+// Who computes what: output tiles, the units they are cut into along K, and each team's share.
+//
+//   A unit is one pipeline stage of one tile. The first `stream_tiles` tiles are striped: their units form one line that is
+//   cut into equal pieces, one a team (the paper's "Striped Partitioning", section 3.4). The other tiles are whole: tile t
+//   goes to team t mod teams. Every team walks its piece from the end to the beginning:
+//
+//     units   0 1 2 3 4 5 6 7 8 9 …        tile A = 0–5, tile B = 6–11
+//     team 0  ← ← ← ←                       posts A's low units at once …
+//     team 1          ← ← ← ←               … posts B's low units at once, then meets A's high units last: it owns A
+//
+//   so the team with a tile's highest units meets the tile last, when the others have posted their sums long ago.
+#pragma once
+
+#include "hopper_config.cuh"
+
+struct Schedule {
+  int units_per_tile;  // stages along K of one tile
+  int row_tiles;       // tiles along the output features (of a whole team)
+  int batch_tiles;
+  int raster;        // batch tiles that are swept together, so that weights are read from HBM once for all of them
+  int stream_tiles;  // striped tiles
+};
+
+// Units [first, last) of `tile`, to be walked from last - 1 down to first.
+struct Segment {
+  int tile;
+  int first;
+  int last;
+};
+
+__device__ __forceinline__ int stripe_begin(const Schedule& schedule, int team, int teams) {
+  return static_cast<int>(static_cast<long long>(schedule.stream_tiles) * schedule.units_per_tile * team / teams);
+}
+
+// The segments of one team, in order.
+class Segments {
+ public:
+  __device__ __forceinline__ Segments(const Schedule& schedule) : schedule_(schedule) {
+    if constexpr (kSplitCluster) {
+      const int rank = blockIdx.x % kCluster;
+      tile_ = blockIdx.x / kCluster;
+      begin_ = schedule.units_per_tile * rank / kCluster;
+      end_ = schedule.units_per_tile * (rank + 1) / kCluster;
+    } else {
+      const int team = blockIdx.x / kTeam;
+      const int teams = gridDim.x / kTeam;
+      begin_ = stripe_begin(schedule, team, teams);
+      end_ = stripe_begin(schedule, team + 1, teams);
+      tile_ = schedule.stream_tiles + team;
+    }
+  }
+
+  __device__ __forceinline__ bool next(Segment& segment) {
+    if constexpr (kSplitCluster) {
+      segment = {tile_, begin_, end_};
+      const bool found = begin_ < end_;
+      end_ = begin_;
+      return found;
+    } else {
+      if (begin_ < end_) {
+        const int tile = (end_ - 1) / schedule_.units_per_tile;
+        const int base = tile * schedule_.units_per_tile;
+        const int first = max(begin_ - base, 0);
+        segment = {tile, first, end_ - base};
+        end_ = base + first;
+        return true;
+      }
+      if (tile_ < schedule_.row_tiles * schedule_.batch_tiles) {
+        segment = {tile_, 0, schedule_.units_per_tile};
+        tile_ += gridDim.x / kTeam;
+        return true;
+      }
+      return false;
+    }
+  }
+
+ private:
+  const Schedule& schedule_;
+  int begin_;
+  int end_;
+  int tile_;
+};
+
+// Where a tile lies: its first output feature / kTileRows for this CTA, and its batch tile.
+struct TilePosition {
+  int row_tile;
+  int batch_tile;
+};
+
+__device__ __forceinline__ TilePosition tile_position(const Schedule& schedule, int tile) {
+  const int sweep = schedule.raster * schedule.row_tiles;
+  const int band = tile / sweep;
+  const int in_band = tile - band * sweep;
+  const int width = min(schedule.raster, schedule.batch_tiles - band * schedule.raster);
+  const int row_tile = in_band / width;
+  const int rank = kTeam > 1 ? blockIdx.x % kTeam : 0;
+  return {row_tile * kTeam + rank, band * schedule.raster + in_band - row_tile * width};
+}

@@ -1,0 +1,211 @@
+"""One build of kernels/marlin_hopper.cu: its macros, its shared memory, its grid and schedule for a problem.
+
+The fields mirror kernels/hopper_config.cuh, which explains them; the kernel refuses to build where the two disagree.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from marlin_bench.layouts.marlin_hopper import BLOCK_COLUMNS, K_MULTIPLE, STRIP_COLUMNS, TILE_K, block_bytes
+
+SHARED_BYTES_PER_SM = 233472
+SHARED_BYTES_PER_CTA = 232448
+_SHARED_BYTES_RESERVED = 1024
+_BARRIER_BYTES = 16
+_STAGING_BYTES = 512
+_BROADCAST_BYTES = 16
+_MOST_STAGES = 32
+REALLOCATING_PRODUCER_WARPS = 4
+PRODUCER_WARPS = 2
+_NAME = re.compile(
+    r"b(?P<batch_tile>\d+)_w(?P<warpgroups>\d+)(?:k(?P<split>\d+))?_m(?P<blocks>\d+)_t(?P<stage_tiles>\d+)"
+    r"(?:_s(?P<stages>\d+))?(?:_f(?P<in_flight>\d+))?(?:_(?P<cluster_kind>[cx])(?P<cluster>\d+))?(?P<flags>(?:_(?:acc|pair|early|regs))*)"
+)
+
+
+@dataclass(frozen=True)
+class WeightKind:
+    """What the packed weights and activations hold: fixed by the layer, not chosen."""
+
+    group_size: int | None = 128
+    zero_points: bool = False
+    bf16: bool = False
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one packed block of 64 columns x 128 rows."""
+        return block_bytes(self.group_size, self.zero_points)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product is cut: what the chooser chooses.
+
+    `multicast`: the CTAs of a cluster share activations; without it they split K. `stages` None: as many as fit.
+    """
+
+    batch_tile: int
+    warpgroups: int = 2
+    split: int = 1
+    blocks: int = 1
+    stage_tiles: int = 1
+    stages: int | None = None
+    in_flight: int = 1
+    cluster: int = 1
+    multicast: bool = False
+    scale_accumulators: bool = False
+    ctas_per_sm: int = 1
+    early_trigger: bool = False
+    reallocate: bool = False
+
+    @property
+    def name(self) -> str:
+        """Short name, read back by `parse`: b32_w2k2_m1_t2_s6_c2_acc_pair_early_regs."""
+        parts = [f"b{self.batch_tile}", f"w{self.warpgroups}" + (f"k{self.split}" if self.split > 1 else "")]
+        parts += [f"m{self.blocks}", f"t{self.stage_tiles}"]
+        if self.stages is not None:
+            parts.append(f"s{self.stages}")
+        if self.in_flight > 1:
+            parts.append(f"f{self.in_flight}")
+        if self.cluster > 1:
+            parts.append(("x" if self.multicast else "c") + str(self.cluster))
+        flags = {
+            "acc": self.scale_accumulators,
+            "pair": self.ctas_per_sm == 2,
+            "early": self.early_trigger,
+            "regs": self.reallocate,
+        }
+        return "_".join(parts + [flag for flag, is_set in flags.items() if is_set])
+
+    @classmethod
+    def parse(cls, name: str) -> Tiling:
+        """The tiling called `name`; ValueError when it is not one."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"'{name}' is not the name of a tiling")
+        flags = match["flags"].split("_")
+        return cls(
+            batch_tile=int(match["batch_tile"]),
+            warpgroups=int(match["warpgroups"]),
+            split=int(match["split"] or 1),
+            blocks=int(match["blocks"]),
+            stage_tiles=int(match["stage_tiles"]),
+            stages=int(match["stages"]) if match["stages"] else None,
+            in_flight=int(match["in_flight"] or 1),
+            cluster=int(match["cluster"] or 1),
+            multicast=match["cluster_kind"] == "x",
+            scale_accumulators="acc" in flags,
+            ctas_per_sm=2 if "pair" in flags else 1,
+            early_trigger="early" in flags,
+            reallocate="regs" in flags,
+        )
+
+    @property
+    def tile_columns(self) -> int:
+        """Output features a CTA computes at once."""
+        return BLOCK_COLUMNS * self.blocks * (self.warpgroups // self.split)
+
+    @property
+    def threads(self) -> int:
+        """Threads a CTA."""
+        return 128 * self.warpgroups + 32 * (REALLOCATING_PRODUCER_WARPS if self.reallocate else PRODUCER_WARPS)
+
+    @property
+    def splits_k_in_cluster(self) -> bool:
+        """Whether the CTAs of a cluster compute parts of the same tile."""
+        return self.cluster > 1 and not self.multicast
+
+    @property
+    def team(self) -> int:
+        """CTAs that walk the tiles together."""
+        return self.cluster if self.multicast else 1
+
+    def _fixed_shared_bytes(self) -> int:
+        exchange = self.split * self.tile_columns * self.batch_tile * 4 if self.splits_k_in_cluster else 0
+        return exchange + self.warpgroups * 4 * _STAGING_BYTES + _BROADCAST_BYTES
+
+    def _stage_bytes(self, kind: WeightKind) -> int:
+        activations = 2 * self.batch_tile * 128
+        weights = self.tile_columns // BLOCK_COLUMNS * kind.block_bytes
+        return self.stage_tiles * (activations + weights) + _BARRIER_BYTES
+
+    def depth(self, kind: WeightKind) -> int:
+        """Pipeline stages."""
+        if self.stages is not None:
+            return self.stages
+        limit = SHARED_BYTES_PER_CTA
+        if self.ctas_per_sm > 1:
+            limit = SHARED_BYTES_PER_SM // self.ctas_per_sm - _SHARED_BYTES_RESERVED
+        return min(_MOST_STAGES, (limit - self._fixed_shared_bytes()) // self._stage_bytes(kind))
+
+    def shared_bytes(self, kind: WeightKind) -> int:
+        """Dynamic shared memory a CTA."""
+        return self.depth(kind) * self._stage_bytes(kind) + self._fixed_shared_bytes()
+
+    def defines(self, kind: WeightKind) -> dict[str, int | str]:
+        """The macros of this build."""
+        return {
+            "GROUP_SIZE": kind.group_size or 0,
+            "ZERO_POINTS": int(kind.zero_points),
+            "BF16": int(kind.bf16),
+            "BATCH_TILE": self.batch_tile,
+            "WARPGROUPS": self.warpgroups,
+            "SPLIT": self.split,
+            "BLOCKS": self.blocks,
+            "STAGE_TILES": self.stage_tiles,
+            "STAGES": self.depth(kind),
+            "CLUSTER": self.cluster,
+            "MULTICAST": int(self.multicast),
+            "SCALE_ACCUMULATORS": int(self.scale_accumulators),
+            "IN_FLIGHT": self.in_flight,
+            "CTAS_PER_SM": self.ctas_per_sm,
+            "EARLY_TRIGGER": int(self.early_trigger),
+            "REALLOCATE": int(self.reallocate),
+            "SHARED_BYTES": self.shared_bytes(kind),
+        }
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """struct Schedule of kernels/hopper_schedule.cuh with the grid it is for."""
+
+    units_per_tile: int
+    row_tiles: int
+    batch_tiles: int
+    raster: int
+    stream_tiles: int
+    grid: int
+
+
+def schedule(tiling: Tiling, M: int, N: int, K: int, ctas: int, raster: int = 8, whole: bool = False) -> Schedule:
+    """The tiles of a product over at most `ctas` CTAs.
+
+    Striped tiles are all of them up to two rounds, else the last incomplete round and one more; `whole` stripes none.
+    """
+    units = -(-K // K_MULTIPLE) * K_MULTIPLE // (TILE_K * tiling.stage_tiles)
+    row_tiles = -(-N // (tiling.tile_columns * tiling.team))
+    batch_tiles = -(-M // tiling.batch_tile)
+    tiles = row_tiles * batch_tiles
+    if tiling.splits_k_in_cluster:
+        return Schedule(units, row_tiles, batch_tiles, raster, 0, tiles * tiling.cluster)
+    teams = max(1, ctas // tiling.team)
+    if whole:
+        return Schedule(units, row_tiles, batch_tiles, raster, 0, min(teams, tiles) * tiling.team)
+    teams = min(teams, tiles * units)
+    rest = tiles % teams
+    striped = tiles if tiles <= 2 * teams else (0 if rest == 0 else rest + teams)
+    if tiles == teams:
+        striped = 0
+    return Schedule(units, row_tiles, batch_tiles, raster, striped, teams * tiling.team)
+
+
+def strips(N: int) -> int:
+    """Packed strips of a layer."""
+    return -(-N // STRIP_COLUMNS)
+
+
+def k_tiles(K: int) -> int:
+    """Packed K tiles of a layer."""
+    return -(-K // K_MULTIPLE) * K_MULTIPLE // TILE_K
