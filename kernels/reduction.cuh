@@ -9,8 +9,8 @@
 //    the others and adds all slices in the order 0, 1, 2 …, its own in its turn. Nobody waits, so it does not matter
 //    which CTAs are resident, and the sum is bitwise the same whoever is last.
 //
-// A counter is {launch number, arrivals}: a count that an earlier launch left behind, even one that died half-way,
-// carries another number and counts as none.
+// A counter is {launch number, arrivals}: whatever an earlier launch left behind, even one that died half-way, carries
+// another number and counts as none, so the workspace is never cleared. The last arrival writes 0.
 #pragma once
 #include "ptx.cuh"
 #include "stripes.cuh"
@@ -107,17 +107,19 @@ struct Workspace {
   }
 };
 
-// Counts this CTA in and says whether it is the last of `slices`. Called by one thread, after a fence.
+// The upper 48 bits of a counter of this launch: the launch number, spread out so that no other content looks like it.
+__device__ inline u64 launch_stamp() { return (gridid() + 1) * 0x9e3779b97f4a7c15ull & ~0xffffull; }
+
+// Counts this CTA in and says whether it is the last of `slices` (< 65536). Called by one thread, after a fence.
 __device__ inline bool arrive(u64* counter, int slices) {
-  const u64 launch = gridid() << 32;
+  const u64 stamp = launch_stamp();
   u64 seen = *reinterpret_cast<volatile u64*>(counter);
   while (true) {
-    const bool of_this_launch = (seen ^ launch) >> 32 == 0;
-    const u64 next = of_this_launch ? seen + 1 : launch | 1;
+    const u64 next = ((seen & ~0xffffull) == stamp ? seen : stamp) + 1;
     const u64 before = atomicCAS(counter, seen, next);
     if (before == seen) {
-      const bool last = static_cast<u32>(next) == static_cast<u32>(slices);
-      if (last) *reinterpret_cast<volatile u64*>(counter) = 0;
+      const bool last = (next & 0xffff) == slices;
+      if (last) *reinterpret_cast<volatile u64*>(counter) = 0;  // a replayed graph keeps its launch number
       return last;
     }
     seen = before;
