@@ -45,6 +45,10 @@ def test_the_ideal_speedup_of_sparse_weights_is_5_12():
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
+def paired(dots):
+    return list(zip(BATCHES, dots, strict=True))
+
+
 @pytest.mark.parametrize(
     ("M", "dot"), tuple(zip(BATCHES, (3.88, 3.88, 3.88, 3.87, 3.87, 3.85, 3.27, 1.64), strict=True))
 )

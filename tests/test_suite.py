@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -585,3 +586,36 @@ def test_importing_suites_loads_no_torch():
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout == "[]\n"
+
+
+# -- docs/suites.md -------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs" / "suites.md"
+EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+NEEDED = {
+    "device": "device: {kind: cpu}\n",
+    "layers": LAYER,
+    "M": "M: [1]\n",
+    "backends": "backends: [dense_fp32]\n",
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[text.splitlines()[0][:30] for text in EXAMPLES])
+def test_every_example_of_the_page_is_valid_with_the_needed_keys_added(example, tmp_path):
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    config = {"model_type": "gpt2", "n_embd": 256, "n_head": 2, "n_layer": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    added = "".join(text for key, text in NEEDED.items() if not re.search(rf"^{key}:", example, re.MULTILINE))
+    assert suite(example + added, folder=tmp_path).layers
+
+
+def test_the_page_explains_every_key_of_a_suite_and_gives_the_defaults_there_are():
+    schema = json.loads(schema_text())
+    headings = set(re.findall(r"^### (\w+)$", PAGE.read_text(), re.MULTILINE))
+    assert headings == set(schema["properties"])
+    sampling = schema["$defs"]["Sampling"]["properties"]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \| ", PAGE.read_text(), re.MULTILINE))
+    for name, entry in sampling.items():
+        default = entry["default"]
+        assert rows[name] == (f"[{', '.join(default)}]" if isinstance(default, list) else f"{default:g}"), name
