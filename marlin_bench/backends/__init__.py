@@ -25,6 +25,7 @@ _BUILT_IN: dict[str, str] = {
     "tinygemm": "tinygemm:Tinygemm",
     "naive_w4a16": "naive_w4a16:NaiveW4A16",
     "marlin": "marlin:Marlin",
+    "marlin_bf16": "marlin:MarlinBf16",
     "marlin_hopper": "marlin_hopper:MarlinHopper",
     "dense_fp32": "cpu:DenseFp32",
     "dense_bf16": "cpu:DenseBf16",
