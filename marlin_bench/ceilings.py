@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _STREAM_BYTES = 4 << 30
 _REPEATS = 7
 _SUSTAINED_SECONDS = 0.25
+_REST_SECONDS = 0.25
+_BURST_PRODUCTS = 10
 _TENSOR_SHAPES = ((8192, 8192, 8192), (4096, 16384, 8192), (16384, 16384, 4096))
 _EMPTY_NODES = 1000
 _CPU_TRIAD_BYTES = 256 << 20
@@ -125,8 +127,11 @@ def _copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def _tensor_peak(watch: _CudaStopwatch, dtype: torch.dtype) -> _Attempt:
-    """The best sustained product on Gaussian data: each shape runs back to back for a quarter of a second."""
-    best: _Attempt | None = None
+    """The best product on Gaussian data: a burst on a rested card, and back to back for a quarter of a second.
+
+    Under the power limit the clock falls within milliseconds, so the two differ; readers scale the roof with the clock.
+    """
+    found: list[_Attempt] = []
     for M, N, K in _TENSOR_SHAPES:
         left = torch.randn(M, K, dtype=dtype, device="cuda")
         right = torch.randn(K, N, dtype=dtype, device="cuda") * K**-0.5
@@ -134,14 +139,11 @@ def _tensor_peak(watch: _CudaStopwatch, dtype: torch.dtype) -> _Attempt:
         for layout, weights in (("KN", right), ("NK", right.t().contiguous().t())):
             multiply = partial(_multiply, left, weights, out)
             seconds, _ = watch.seconds(multiply, 1)
-            repeats = max(3, round(_SUSTAINED_SECONDS / seconds))
-            seconds, clock = watch.seconds(multiply, repeats)
-            found = _Attempt(2 * M * N * K / seconds, clock, f"cuBLAS {M}x{N}x{K} {layout}")
-            if best is None or found.value > best.value:
-                best = found
-    if best is None:
-        raise ValueError("no shape to measure the tensor roof with")
-    return best
+            for kind, repeats in (("burst", _BURST_PRODUCTS), ("sustained", round(_SUSTAINED_SECONDS / seconds))):
+                time.sleep(_REST_SECONDS if kind == "burst" else 0.0)
+                seconds, clock = watch.seconds(multiply, max(_BURST_PRODUCTS, repeats))
+                found.append(_Attempt(2 * M * N * K / seconds, clock, f"cuBLAS {M}x{N}x{K} {layout}, {kind}"))
+    return max(found, key=lambda attempt: attempt.value)
 
 
 def _launch_floor(watch: _CudaStopwatch) -> _Attempt:

@@ -175,7 +175,7 @@ class CudaMachine:
             name=properties.name,
             capability=(properties.major, properties.minor),
             sm_count=properties.multi_processor_count,
-            shared_memory_per_block=properties.shared_memory_per_block_optin  # type: ignore[attr-defined],
+            shared_memory_per_block=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
             l2_bytes=properties.L2_cache_size,
         )
         self.probe: ClockProbe = ClockProbe()

@@ -99,8 +99,9 @@ class LayerCache:
         if backend.name not in self.packed:
             first = backend.pack(self.weights[0])
             count = rotation_sets(first.nbytes, machine.traits.l2_bytes, machine.memory_bytes)
-            rest = [backend.pack(self.weights[index % DISTINCT_SETS]) for index in range(1, count)]
-            self.packed[backend.name] = [first, *rest]
+            distinct = [first, *(backend.pack(weights) for weights in self.weights[1:count])]
+            copies = [distinct[index % DISTINCT_SETS].copy() for index in range(len(distinct), count)]
+            self.packed[backend.name] = [*distinct, *copies]
         return self.packed[backend.name]
 
 

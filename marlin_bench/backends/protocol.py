@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -62,6 +63,10 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes as really stored."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def copy(self) -> Packed:
+        """The same weights at other addresses, for rotation past the caches."""
+        return Packed({name: t.clone() for name, t in self.tensors.items()}, self.reference, deepcopy(dict(self.extra)))
 
 
 class Backend(ABC):
