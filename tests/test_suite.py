@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from marlin_bench.plan import plan
 from marlin_bench.suite import (
     Clocks,
     SuiteError,
@@ -619,3 +620,13 @@ def test_the_page_explains_every_key_of_a_suite_and_gives_the_defaults_there_are
     for name, entry in sampling.items():
         default = entry["default"]
         assert rows[name] == (f"[{', '.join(default)}]" if isinstance(default, list) else f"{default:g}"), name
+
+
+def test_the_cells_and_layers_that_the_page_selects_from_a_shipped_suite_are_there():
+    smoke = load_suite("smoke")
+    only = re.findall(r"run smoke .*--only '([^']+)'", PAGE.read_text())
+    layers = re.findall(r"run smoke .*--layer (\S+)", PAGE.read_text())
+    assert only
+    assert layers
+    assert plan(smoke, only=only)
+    assert plan(smoke, layers=layers)
