@@ -96,9 +96,13 @@ def _gpu_findings(name: str, uuid: str) -> list[Finding]:
     found = [_ecc(name, facts), _persistence(name, facts), _processes(name, uuid)]
     if facts.mig:
         found.append(Finding(f"{name} MIG", "warn", "a slice of a GPU", "numbers of a slice hold for that slice alone"))
-    from marlin_bench.clocks import clock_findings
+    return [*found, *_clocks(uuid)]
 
-    return [*found, *clock_findings(uuid)]
+
+def _clocks(uuid: str) -> list[Finding]:
+    from marlin_bench.clock_findings import clock_findings
+
+    return clock_findings(uuid)
 
 
 def _ecc(name: str, facts: nvml.Facts) -> Finding:

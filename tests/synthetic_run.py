@@ -87,7 +87,7 @@ def make_record(
     block_clocks=None,
 ):
     """A measured record; `drift` multiplies the time of each block, noise is lognormal and its seed is the content."""
-    cell = f"{layer}_m{M}"
+    cell = f"{layer}/g{'K' if group_size is None else group_size}/M{M}"
     rng = np.random.default_rng(crc32(f"{backend} {M} {layer} {timer} {run}".encode()))
     shift = np.ones(blocks) if drift is None else np.asarray(drift)
     samples = time_s * shift * np.exp(rng.normal(0, noise, blocks)) if noise else time_s * shift

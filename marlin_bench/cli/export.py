@@ -21,7 +21,7 @@ class Target(StrEnum):
 
 
 def export(
-    target: Annotated[Target, typer.Argument(metavar="csv|parquet|json", help="Format of the data.")],
+    target: Annotated[Target, typer.Argument(metavar="FORMAT", help="csv | parquet | json")],
     run: options.RunArgument = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="File to write.")

@@ -89,7 +89,7 @@ def backends(as_json: options.AsJson = False) -> None:
 
 @app.command("layers")
 def layers(
-    suite: Annotated[str | None, typer.Argument(metavar="[SUITE]", show_default="every shipped suite")] = None,
+    suite: Annotated[str | None, typer.Argument(metavar="SUITE", show_default="every shipped suite")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """List the layers of a suite, or of every shipped one.

@@ -42,7 +42,7 @@ Device = Annotated[
 RunArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RUN]", show_default="the newest run, else a published one", help="Run folder, or a part of its name."
+        metavar="RUN", show_default="the newest run, else a published one", help="Run folder, or a part of its name."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

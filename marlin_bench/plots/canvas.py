@@ -84,6 +84,7 @@ def save(figure: Figure, paths: Sequence[Path]) -> None:
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else {}  # the same records give the same bytes
         try:
-            figure.savefig(path, dpi=_PNG_DPI, metadata=metadata, facecolor="white")
+            with themed():
+                figure.savefig(path, dpi=_PNG_DPI, metadata=metadata, facecolor="white")
         except OSError as error:
             raise PlotError(f"cannot write {path} ({error.strerror}): choose another file with -o") from error

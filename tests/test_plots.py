@@ -1,0 +1,186 @@
+"""What stands in the figures: panels from rows, and the drawings themselves."""
+
+import math
+import xml.etree.ElementTree as ElementTree
+from itertools import combinations
+
+import pytest
+from synthetic_run import H200_CEILINGS, h200_records, make_record, published_record
+
+from marlin_bench.panels import roofline_panels, speedup_panels
+from marlin_bench.plots import roofline, speedup
+from marlin_bench.plots.canvas import MOST_PANELS, PlotError, save
+from marlin_bench.plots.theme import looks
+from marlin_bench.record import Ceiling
+from marlin_bench.roofline import Roofs, roofs_from_ceilings
+from marlin_bench.speedup import rows
+
+ROOFS = roofs_from_ceilings(H200_CEILINGS)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return rows(h200_records(), ROOFS)
+
+
+def texts(figure):
+    import matplotlib.text
+
+    return " | ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+def test_a_panel_a_layer_and_a_series_a_backend(made):
+    panels = roofline_panels(made, ROOFS)
+    assert [panel.title for panel in panels] == [
+        "72k_x_18k  (K=73728 N=18432)",
+        "square_8k  (K=8192 N=8192)",
+        "mlp_up  (K=8192 N=28672)",
+    ]
+    assert [series.backend for series in panels[0].series] == ["cublas_fp16", "marlin", "marlin_sparse"]
+    assert [point.M for point in panels[0].series[0].points] == [1, 16, 32, 64, 128, 256, 512, 1024]
+
+
+def test_points_stand_where_flop_bytes_and_time_put_them(made):
+    first = roofline_panels(made, ROOFS)[1].series[1].points[0]
+    row = next(
+        row for row in made if (row.record.layer, row.record.backend, row.record.M) == ("square_8k", "marlin", 1)
+    )
+    assert (first.x, first.y) == (row.arithmetic_intensity, row.achieved_flops)
+    assert first.low < first.y < first.high
+
+
+def test_the_tensor_roof_stands_at_the_clock_the_fastest_product_held(made):
+    dense = roofline_panels(made, ROOFS)[2].compute[0]
+    assert dense.sm_clock_hz == 1400e6  # mlp_up is fastest at M=1024
+    assert dense.rate == pytest.approx(760e12 * 1400 / 1410)
+    assert dense.lowest == dense.rate
+    assert dense.highest == pytest.approx(760e12 * 1980 / 1410)
+
+
+def test_the_knee_is_where_memory_slope_and_dense_roof_meet(made):
+    panel = roofline_panels(made, ROOFS)[0]
+    assert panel.knee == pytest.approx(760e12 / 4.31e12)
+
+
+def test_a_sparse_backend_brings_its_own_roof(made):
+    assert [roof.name for roof in roofline_panels(made, ROOFS)[0].compute] == ["fp16", "fp16 2:4"]
+    assert [roof.name for roof in roofline_panels(made, ROOFS)[2].compute] == ["fp16"]
+
+
+def test_each_product_is_joined_with_its_fp16_twin(made):
+    panel = roofline_panels(made, ROOFS)[1]
+    assert len(panel.twins) == 16
+    backend, baseline, own = panel.twins[0]
+    assert backend == "marlin"
+    assert baseline == (panel.series[0].points[0].x, panel.series[0].points[0].y)
+    assert own == (panel.series[1].points[0].x, panel.series[1].points[0].y)
+
+
+def test_without_ceilings_there_are_points_and_no_roofs(made):
+    panel = roofline_panels(made, None)[0]
+    assert (panel.memory, panel.compute, panel.knee) == (None, (), None)
+    assert roofline.draw([panel], "no roofs") is not None
+
+
+def test_group_sizes_have_panels_of_their_own():
+    both = [make_record("marlin", 1, 1e-5), make_record("marlin", 1, 1e-5, group_size=None)]
+    titles = [panel.title for panel in roofline_panels(rows(both, ROOFS), ROOFS)]
+    assert titles == ["square_8k  (K=8192 N=8192 g=128)", "square_8k  (K=8192 N=8192 one scale a column)"]
+
+
+def test_speedup_panels_leave_the_baseline_out_and_carry_ideal_and_crossover(made):
+    panel = speedup_panels(made)[0]
+    assert [series.backend for series in panel.series] == ["marlin", "marlin_sparse"]
+    assert panel.baseline == "cublas_fp16"
+    assert {ideal.format: round(ideal.points[0][1], 2) for ideal in panel.ideals} == {
+        "int4_g128": 3.88,
+        "int4_2of4_g128": 5.12,
+    }
+    assert dict(panel.crossovers)["marlin"] == pytest.approx(95, abs=2)
+
+
+def test_a_point_above_the_roof_is_ringed_and_explained():
+    floor = 8192 * 8192 * 4.125 / 8 / 4.31e12
+    above = rows([make_record("cublas_fp16", 1, 4e-5), make_record("marlin", 1, 0.8 * floor)], ROOFS)
+    figure = roofline.draw(roofline_panels(above, ROOFS), "above")
+    assert "above a measured roof or the ideal" in texts(figure)
+    below = rows([make_record("cublas_fp16", 1, 4e-5), make_record("marlin", 1, 2 * floor)], ROOFS)
+    assert "above a measured roof" not in texts(roofline.draw(roofline_panels(below, ROOFS), "below"))
+
+
+def test_published_values_say_so_in_the_figure():
+    quoted = [published_record(speedup=s, M=M) for s, M in ((3.88, 1), (3.87, 16), (3.2, 64))]
+    found = rows(quoted, Roofs(memory=600e9, compute={"fp16": 125e12}))
+    assert "marlin (published)" in texts(speedup.draw(speedup_panels(found), "A10"))
+
+
+def test_a_roofline_names_its_roofs_knee_and_batches(made):
+    chosen = [row for row in made if row.record.layer == "72k_x_18k"]
+    said = texts(roofline.draw(roofline_panels(chosen, ROOFS), "H200"))
+    for expected in (
+        "HBM 4.31 TB/s",
+        "L2 9.50 TB/s",
+        "fp16 760 TFLOP/s at 1410 MHz",
+        "knee 176",
+        "M=1",
+        "1024",
+        "marlin_sparse",
+    ):
+        assert expected in said
+
+
+def test_a_cpu_s_slope_is_its_ram():
+    roofs = roofs_from_ceilings([Ceiling(name="ram_triad", value=2e10), Ceiling(name="dense_bf16", value=1e12)])
+    cpu = rows([make_record("dense_bf16", 1, 1e-2), make_record("tinygemm_cpu", 1, 3e-3)], roofs)
+    said = texts(roofline.draw(roofline_panels(cpu, roofs), "CPU"))
+    assert "RAM 20.0 GB/s" in said
+    assert "HBM" not in said
+
+
+def test_a_speedup_figure_names_ideal_baseline_and_crossover(made):
+    said = texts(speedup.draw(speedup_panels(made), "H200"))
+    for expected in ("ideal int4_g128", "cublas_fp16", "1x at M=", "batch size M"):
+        assert expected in said
+
+
+def test_the_slope_labels_lie_along_their_slopes(made):
+    figure = roofline.draw(roofline_panels(made[:24], ROOFS), "H200")
+    figure.draw_without_rendering()
+    ax = figure.axes[0]
+    label = next(text for text in ax.texts if text.get_text().startswith("HBM"))
+    (x0, y0), (x1, y1) = ax.transData.transform([(1, 4.31), (10, 43.1)])
+    assert label.get_rotation() == pytest.approx(math.degrees(math.atan2(y1 - y0, x1 - x0)), abs=1)
+
+
+def test_no_two_backends_share_both_colour_and_marker():
+    names = ["cublas_fp16", "cublas_bf16", "marlin", "marlin_hopper", "marlin_sparse", "tinygemm", "naive_w4a16",
+             "dequantize_cublas", "humming", "quack", "gemlite", "torchao"]  # fmt: skip
+    chosen = looks(names)
+    for left, right in combinations(chosen.values(), 2):
+        assert left.marker != right.marker
+        assert left.colour != right.colour
+
+
+def test_a_strange_backend_keeps_its_look_whatever_else_is_drawn_before_it():
+    assert looks(["quack", "humming"])["humming"] == looks(["humming", "marlin", "quack"])["humming"]
+
+
+@pytest.mark.parametrize("draw", [roofline.draw, speedup.draw])
+def test_nothing_to_draw_and_too_much_to_draw_are_sentences(draw, made):
+    with pytest.raises(PlotError, match="nothing to draw"):
+        draw([], "empty")
+    panels = roofline_panels(made, ROOFS) if draw is roofline.draw else speedup_panels(made)
+    with pytest.raises(PlotError, match="--layer"):
+        draw(panels[:1] * (MOST_PANELS + 1), "many")
+
+
+def test_files_are_svg_and_png_and_the_same_records_give_the_same_svg(made, tmp_path):
+    panels = roofline_panels([row for row in made if row.record.layer == "square_8k"], ROOFS)
+    paths = [tmp_path / "one.svg", tmp_path / "one.png", tmp_path / "two.svg"]
+    save(roofline.draw(panels, "H200"), paths[:2])
+    save(roofline.draw(panels, "H200"), paths[2:])
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    assert ElementTree.parse(paths[0]).getroot().tag.endswith("svg")
+    assert paths[0].read_bytes() == paths[2].read_bytes()
+    with pytest.raises(PlotError, match="cannot write"):
+        save(roofline.draw(panels, "H200"), [tmp_path / "no" / "folder.svg"])
