@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from marlin_bench.executor import Executor, Session, WorkerLostError
-from marlin_bench.messages import BlockDone, CellDone, MeasureCell, PhaseEntered, RecordDone, Verified
+from marlin_bench.messages import BlockDone, CellDone, HeldClocks, MeasureCell, PhaseEntered, RecordDone, Verified
 from marlin_bench.plan import Cell
 from marlin_bench.record import Block, Check, Record, Status, TimerName, record_id
 from marlin_bench.suite_format import Sampling
@@ -38,7 +38,7 @@ class RunContext:
     device: str
     sampling: Sampling
     clock_origin: float
-    clocks_locked: bool = False
+    clocks: HeldClocks = field(default_factory=HeldClocks)
     verify_only: bool = False
 
 
@@ -173,7 +173,7 @@ class DeviceRunner:
                 "sampling": context.sampling,
                 "run": context.run,
                 "device": context.device,
-                "clocks_locked": context.clocks_locked,
+                "clocks": context.clocks,
                 "isolated": isolated,
                 "first_block": first_block,
                 "clock_origin": context.clock_origin,
@@ -204,7 +204,8 @@ class DeviceRunner:
             activation_dtype=facts.activation_dtype,
             status=lost.status,
             reason=f"{lost.reason} (during {phase})",
-            clocks_locked=context.clocks_locked,
+            clocks_locked=context.clocks.locked,
+            profile=context.clocks.profile,
             seed=cell.seed,
             isolated=isolated,
         )

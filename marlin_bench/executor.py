@@ -17,7 +17,19 @@ from typing import IO, Protocol
 
 from pydantic import BaseModel, ValidationError
 
-from marlin_bench.messages import REPLY, CeilingsDone, CellDone, Failed, Finish, MeasureCeilings, Open, Ready, Reply
+from marlin_bench.messages import (
+    REPLY,
+    CeilingsDone,
+    CellDone,
+    ClockMeasured,
+    Failed,
+    Finish,
+    MeasureCeilings,
+    MeasureClock,
+    Open,
+    Ready,
+    Reply,
+)
 from marlin_bench.record import Ceiling, Status
 
 _START_SECONDS = 300.0
@@ -44,6 +56,9 @@ class Session(Protocol):
 
     def ceilings(self) -> list[Ceiling]:
         """Measure the roofs; WorkerLostError when that fails."""
+
+    def clock(self) -> float | None:
+        """The SM clock under load, in Hz; WorkerLostError when that fails."""
 
     def ask(self, request: BaseModel, timeout_s: float) -> Iterator[Reply]:
         """Replies to a request until it is done; `timeout_s` of silence raises WorkerLostError, as a death does."""
@@ -141,7 +156,7 @@ class LocalSession:
                 self.close()
                 raise WorkerLostError(reply.status, reply.reason)
             yield reply
-            if isinstance(reply, Ready | CeilingsDone | CellDone):
+            if isinstance(reply, Ready | CeilingsDone | ClockMeasured | CellDone):
                 return
 
     def ceilings(self) -> list[Ceiling]:
@@ -151,6 +166,11 @@ class LocalSession:
             if isinstance(reply, CeilingsDone):
                 found = reply.ceilings
         return found
+
+    def clock(self) -> float | None:
+        """See Session."""
+        (reply,) = self.ask(MeasureClock(), _CEILING_SECONDS)
+        return reply.hertz if isinstance(reply, ClockMeasured) else None
 
     def finish(self) -> None:
         """See Session."""

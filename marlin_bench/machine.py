@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from marlin_bench.clock_probe import ClockProbe
 
 _DEFAULT_CACHE_BYTES = 32 << 20
+_LOAD_SECONDS = 0.1
 
 TENSOR_FLOP_PER_CLOCK = {
     # Dense FP16 tensor-core flop a clock and SM by compute capability: NVIDIA's architecture white papers (the
@@ -98,6 +100,9 @@ class Machine(Protocol):
     def measure_ceilings(self) -> list[Ceiling]:
         """Measured roofs."""
 
+    def clock_under_load(self) -> float | None:
+        """The SM clock in Hz while all SMs are busy; None where nothing can measure it."""
+
     def sensors(self) -> AbstractContextManager[TelemetryWindow | None]:
         """Telemetry while the context is open; None where the device has no sensors."""
 
@@ -149,6 +154,10 @@ class CpuMachine:
         from marlin_bench.ceilings import cpu_ceilings
 
         return cpu_ceilings()
+
+    def clock_under_load(self) -> float | None:
+        """Nothing measures a CPU's clock here."""
+        return None
 
     def sensors(self) -> AbstractContextManager[TelemetryWindow | None]:
         """No sensors."""
@@ -215,6 +224,22 @@ class CudaMachine:
         from marlin_bench.ceilings import cuda_ceilings
 
         return cuda_ceilings(self.traits, self.probe)
+
+    def clock_under_load(self) -> float | None:
+        """The clock during a tenth of a second of large products."""
+        import torch
+
+        left = torch.randn(4096, 4096, dtype=torch.float16, device="cuda")
+        out = torch.empty_like(left)
+        torch.mm(left, left, out=out)
+        began = time.monotonic()
+        self.probe.mark(0)
+        while time.monotonic() - began < _LOAD_SECONDS:
+            torch.mm(left, left, out=out)
+            torch.cuda.synchronize()
+        self.probe.mark(1)
+        torch.cuda.synchronize()
+        return self.probe.hertz(0, 1)
 
     def sensors(self) -> AbstractContextManager[TelemetryWindow | None]:
         """The NVML sidecar of this device."""

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class Job:
     run: str
     device: str
     clocks_locked: bool = False
+    profile: Literal["burst", "sustained"] = "burst"
     isolated: bool = False
     first_block: int = 0
     clock_origin: float = 0.0
@@ -469,6 +470,7 @@ class CellMeasurement:
             status=status,
             reason=reason,
             clocks_locked=self.job.clocks_locked,
+            profile=self.job.profile,
             seed=cell.seed,
             isolated=self.job.isolated,
         )

@@ -14,6 +14,13 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class HeldClocks(_Message):
+    """What was done to the clocks for this run."""
+
+    locked: bool = False
+    profile: Literal["burst", "sustained"] = "burst"
+
+
 class Open(_Message):
     """Open the device this process was started for."""
 
@@ -25,6 +32,12 @@ class MeasureCeilings(_Message):
     """Measure the roofs."""
 
     kind: Literal["ceilings"] = "ceilings"
+
+
+class MeasureClock(_Message):
+    """Put load on the SMs and measure their clock."""
+
+    kind: Literal["clock"] = "clock"
 
 
 class MeasureCell(_Message):
@@ -45,7 +58,7 @@ class MeasureCell(_Message):
     sampling: Sampling
     run: str
     device: str
-    clocks_locked: bool
+    clocks: HeldClocks
     isolated: bool
     first_block: int
     clock_origin: float
@@ -58,7 +71,7 @@ class Finish(_Message):
     kind: Literal["finish"] = "finish"
 
 
-Request = Annotated[Open | MeasureCeilings | MeasureCell | Finish, Field(discriminator="kind")]
+Request = Annotated[Open | MeasureCeilings | MeasureClock | MeasureCell | Finish, Field(discriminator="kind")]
 
 
 class Ready(_Message):
@@ -74,6 +87,13 @@ class CeilingsDone(_Message):
 
     kind: Literal["ceilings_done"] = "ceilings_done"
     ceilings: list[Ceiling]
+
+
+class ClockMeasured(_Message):
+    """The SM clock under load; None where the device has no probe."""
+
+    kind: Literal["clock_measured"] = "clock_measured"
+    hertz: float | None
 
 
 class PhaseEntered(_Message):
@@ -124,7 +144,7 @@ class Failed(_Message):
 
 
 Reply = Annotated[
-    Ready | CeilingsDone | PhaseEntered | BlockDone | RecordDone | Verified | CellDone | Failed,
+    Ready | CeilingsDone | ClockMeasured | PhaseEntered | BlockDone | RecordDone | Verified | CellDone | Failed,
     Field(discriminator="kind"),
 ]
 

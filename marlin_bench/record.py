@@ -159,6 +159,7 @@ class Record(_Model):
     blocks: list[Block] = []
     converged: bool | None = None
     clocks_locked: bool = False
+    profile: Literal["burst", "sustained"] = "burst"
     seed: int = 0
     isolated: bool = False
     published: Published | None = None
@@ -250,6 +251,8 @@ class RunMeta(_Model):
     origin: Origin = Origin.MEASURED
     started: str
     clock_policy: str = "observe"
+    locked_sm_hz: float | None = None
+    locked_memory_hz: float | None = None
     environment: Environment
     ceilings: list[Ceiling] = []
     cells: int

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from marlin_bench.clocks import ClockRequest, ClockState, hold_clocks
 from marlin_bench.device import DeviceError, device_names, refuse_other_device, slug
 from marlin_bench.executor import Executor, LocalExecutor, WorkerLostError
 from marlin_bench.exit_codes import ExitCode, deciding
+from marlin_bench.messages import HeldClocks
 from marlin_bench.plan import Cell, Selection, plan
 from marlin_bench.provenance import Revision
 from marlin_bench.record import Ceiling, Check, Record, RunMeta, Status
@@ -187,18 +188,24 @@ def _open_device(suite: Suite, name: str, executor: Executor) -> DeviceRunner:
     return runner
 
 
+_FREE = ClockState(locked=False)
+
+
 @contextmanager
-def _held_clocks(suite: Suite, runner: DeviceRunner, progress: Progress) -> Iterator[ClockState | None]:
-    """The suite's clock policy on one device; nothing to hold on a CPU."""
-    uuid = runner.session.ready.device_uuid
-    if uuid is None:
-        yield None
-        return
+def _held_clocks(suite: Suite, runners: list[DeviceRunner], run: str, progress: Progress) -> Iterator[ClockState]:
+    """The suite's clock policy on every device; what holds for all of them is what is recorded."""
     request = ClockRequest(suite.clocks.policy, suite.clocks.sm_mhz, suite.clocks.memory_mhz)
-    with hold_clocks(request, uuid) as state:
-        if state.warning:
-            progress.note(state.warning)
-        yield state
+    states = []
+    with ExitStack() as stack:
+        for runner in runners:
+            uuid = runner.session.ready.device_uuid
+            if uuid is None:  # a CPU has no clocks to hold
+                continue
+            state = stack.enter_context(hold_clocks(request, uuid, run=run, measure=runner.session.clock))
+            states.append(state)
+            if state.warning:
+                progress.note(state.warning)
+        yield states[0] if states and all(state.locked for state in states) else _FREE
 
 
 class _Sweep:
@@ -216,7 +223,9 @@ class _Sweep:
         origin = datetime.strptime(meta.started, _TIME_FORMAT).replace(tzinfo=UTC)
         self._clock_origin = time.monotonic() - (datetime.now(UTC) - origin).total_seconds()
 
-    def measure(self, runners: list[DeviceRunner], cells: list[Cell], budget_s: float | None, *, locked: bool) -> None:
+    def measure(
+        self, runners: list[DeviceRunner], cells: list[Cell], budget_s: float | None, clocks: HeldClocks
+    ) -> None:
         """Measure `cells`, each on whichever device is free."""
         self._deadline = None if budget_s is None else time.monotonic() + budget_s
         waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
@@ -225,12 +234,9 @@ class _Sweep:
         self.interruption.on_first = lambda: self._finish_early(runners)
         with self.interruption.handled():
             if len(runners) == 1:
-                self._serve(runners[0], waiting, locked=locked)
+                self._serve(runners[0], waiting, clocks)
                 return
-            threads = [
-                threading.Thread(target=self._serve, args=(runner, waiting), kwargs={"locked": locked})
-                for runner in runners
-            ]
+            threads = [threading.Thread(target=self._serve, args=(runner, waiting, clocks)) for runner in runners]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -249,13 +255,13 @@ class _Sweep:
         late = self._deadline is not None and time.monotonic() >= self._deadline
         return late or self.interruption.asked.is_set() or self.failure is not None
 
-    def _serve(self, runner: DeviceRunner, waiting: queue.SimpleQueue[Cell], *, locked: bool) -> None:
+    def _serve(self, runner: DeviceRunner, waiting: queue.SimpleQueue[Cell], clocks: HeldClocks) -> None:
         context = RunContext(
             run=self.meta.run,
             device=slug(self.meta.environment.device_name),
             sampling=self.suite.sampling,
             clock_origin=self._clock_origin,
-            clocks_locked=locked,
+            clocks=clocks,
         )
         while not self._must_stop():
             try:
@@ -335,14 +341,15 @@ def run_suite(
                 progress.note(f"resuming {folder}")
             missing = _missing_cells(cells, read_run(folder).records) if (folder / "run.json").exists() else cells
             progress.started(len(cells), len(cells) - len(missing))
-            with _held_clocks(suite, runners[0], progress) as state:
+            with _held_clocks(suite, runners, meta.run, progress) as state:
+                meta = meta.model_copy(update={"locked_sm_hz": state.sm_hz, "locked_memory_hz": state.memory_hz})
                 if not meta.ceilings:
                     progress.note("measuring the machine's ceilings")
                     meta = meta.model_copy(update={"ceilings": _ceilings(runners[0])})
                 writer.write_meta(meta)
                 sweep = _Sweep(suite, writer, meta, progress)
                 try:
-                    sweep.measure(runners, missing, budget_s, locked=bool(state and state.locked))
+                    sweep.measure(runners, missing, budget_s, HeldClocks(locked=state.locked, profile=state.profile))
                 finally:
                     wall_s = time.monotonic() - began
                     meta = meta.model_copy(

@@ -24,10 +24,12 @@ from marlin_bench.messages import (
     BlockDone,
     CeilingsDone,
     CellDone,
+    ClockMeasured,
     Failed,
     Finish,
     MeasureCeilings,
     MeasureCell,
+    MeasureClock,
     Open,
     PhaseEntered,
     Ready,
@@ -85,7 +87,8 @@ def _job(request: MeasureCell, finish: threading.Event) -> Job:
         sampling=request.sampling,
         run=request.run,
         device=request.device,
-        clocks_locked=request.clocks_locked,
+        clocks_locked=request.clocks.locked,
+        profile=request.clocks.profile,
         isolated=request.isolated,
         first_block=request.first_block,
         clock_origin=request.clock_origin,
@@ -114,6 +117,8 @@ class Worker:
             raise RuntimeError("no device is open")
         elif isinstance(request, MeasureCeilings):
             self._replies.send(CeilingsDone(ceilings=self._machine.measure_ceilings()))
+        elif isinstance(request, MeasureClock):
+            self._replies.send(ClockMeasured(hertz=self._machine.clock_under_load()))
         elif isinstance(request, MeasureCell):
             self.finish.clear()
             timed_s = measure_cell(_job(request, self.finish), self._machine, self._cache, self._replies)

@@ -98,6 +98,9 @@ class SimulatedMachine:
             Ceiling(name="dense_fp32", value=TENSOR_FLOPS, detail="simulated"),
         ]
 
+    def clock_under_load(self):
+        return CLOCK_HZ
+
     def sensors(self):
         return nullcontext(self.window)
 

@@ -46,6 +46,9 @@ class InlineSession:
     def ceilings(self):
         return self.ask(MeasureCeilings(), 1.0)[0].ceilings
 
+    def clock(self):
+        return None
+
     def finish(self):
         self.worker.finish.set()
 
