@@ -74,9 +74,7 @@ def status(gpu: Gpu = None, as_json: options.AsJson = False) -> None:
 @app.command("lock")
 def lock(
     sm: Annotated[str, typer.Option("--sm", metavar="CLOCK", help="MHz, base or max.")] = "base",
-    memory: Annotated[
-        int | None, typer.Option("--memory", metavar="MHZ", help="Memory clock, if at all.")
-    ] = None,
+    memory: Annotated[int | None, typer.Option("--memory", metavar="MHZ", help="Memory clock, if at all.")] = None,
     gpu: Gpu = None,
 ) -> None:
     """Lock the clocks of one GPU until Ctrl-C or the end of this process, however it ends.
