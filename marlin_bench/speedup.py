@@ -12,8 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import NDArray
+
 from marlin_bench.problem import DTYPE_BITS, parse_format
-from marlin_bench.record import Flag, Origin, Record, Status
+from marlin_bench.record import Flag, Record, Status
 from marlin_bench.roofline import Roofs, attainable_time
 from marlin_bench.statistics import Interval, block_medians, median_interval, paired_ratio
 
@@ -138,17 +141,24 @@ def _unbounded(value: float) -> Interval:
     return Interval(value, -math.inf, math.inf)
 
 
-def _time(record: Record) -> Interval | None:
-    if record.published is not None:
-        return None if record.published.time_s is None else _unbounded(record.published.time_s)
-    # a block counts once however many samples it holds: they share its clock and its luck
-    return median_interval(block_medians([block.times for block in record.blocks])) if record.blocks else None
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """A record with one time a block: a block counts once however many samples it holds, they share its clock."""
+
+    record: Record
+    indices: NDArray[np.int64]
+    times: NDArray[np.float64]
 
 
-def _paired_blocks(baseline: Record, record: Record) -> tuple[list[list[float]], list[list[float]]]:
-    mine = {block.index: list(block.times) for block in record.blocks}
-    pairs = [(list(block.times), mine[block.index]) for block in baseline.blocks if block.index in mine]
-    return [theirs for theirs, _ in pairs], [own for _, own in pairs]
+def _timed(record: Record) -> _Timed:
+    indices = np.array([block.index for block in record.blocks], np.int64)
+    return _Timed(record, indices, block_medians([block.times for block in record.blocks]))
+
+
+def _paired_times(baseline: _Timed, own: _Timed) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The times of the blocks that both finished."""
+    _, theirs, mine = np.intersect1d(baseline.indices, own.indices, return_indices=True)
+    return baseline.times[theirs], own.times[mine]
 
 
 def _ideal(record: Record, baseline_format: str, baseline_dtype: str, roofs: Roofs | None) -> float | None:
@@ -159,14 +169,15 @@ def _ideal(record: Record, baseline_format: str, baseline_dtype: str, roofs: Roo
     return None if slow is None or fast is None else slow / fast
 
 
-def _comparison(record: Record, baseline: Record, roofs: Roofs | None) -> Comparison | None:
-    ideal = _ideal(record, baseline.format, baseline.activation_dtype, roofs)
-    if record is baseline:
-        return Comparison(baseline.backend, Interval(1.0, 1.0, 1.0), ideal, len(record.blocks))
-    theirs, own = _paired_blocks(baseline, record)
-    if not own:
+def _comparison(own: _Timed, baseline: _Timed, roofs: Roofs | None) -> Comparison | None:
+    name = baseline.record.backend
+    ideal = _ideal(own.record, baseline.record.format, baseline.record.activation_dtype, roofs)
+    if own.record is baseline.record:
+        return Comparison(name, Interval(1.0, 1.0, 1.0), ideal, len(own.times))
+    theirs, mine = _paired_times(baseline, own)
+    if not mine.size:
         return None
-    return Comparison(baseline.backend, paired_ratio(theirs, own), ideal, len(own))
+    return Comparison(name, paired_ratio(theirs, mine), ideal, len(mine))
 
 
 def _published_comparison(record: Record, roofs: Roofs | None) -> Comparison | None:
@@ -175,18 +186,6 @@ def _published_comparison(record: Record, roofs: Roofs | None) -> Comparison | N
     # published speed-ups are over FP16 whatever the kernel's own dtype is: that is what papers quote
     ideal = _ideal(record, "fp16", "fp16", roofs)
     return Comparison(BASELINES[0], _unbounded(record.published.speedup), ideal, 0)
-
-
-def _clock_of(record: Record) -> float | None:
-    return record.sm_clock_hz if record.origin is Origin.MEASURED else None
-
-
-def _comparisons(record: Record, baselines: Sequence[Record], roofs: Roofs | None) -> tuple[Comparison, ...]:
-    if record.origin is Origin.PUBLISHED:
-        published = _published_comparison(record, roofs)
-        return () if published is None else (published,)
-    found = (_comparison(record, baseline, roofs) for baseline in baselines)
-    return tuple(comparison for comparison in found if comparison is not None)
 
 
 def _rank(baseline: Record) -> int:
@@ -205,25 +204,51 @@ def rows(records: Iterable[Record], roofs: Roofs | None) -> list[Row]:
     has no speed-ups.
     """
     records = list(records)
-    baselines: dict[tuple[str, str, str, bool], list[Record]] = {}
-    for record in records:
-        if record.baseline and record.status is Status.OK and record.blocks:
-            baselines.setdefault(_place(record), []).append(record)
+    timed = [_timed(record) if record.status is Status.OK and record.blocks else None for record in records]
+    baselines: dict[tuple[str, str, str, bool], list[_Timed]] = {}
+    for one in timed:
+        if one is not None and one.record.baseline:
+            baselines.setdefault(_place(one.record), []).append(one)
     for found in baselines.values():
-        found.sort(key=_rank)
-    return [_row(record, baselines.get(_place(record), []), roofs) for record in records]
+        found.sort(key=lambda baseline: _rank(baseline.record))
+    return [
+        _quoted_row(record, roofs) if one is None else _row(one, baselines.get(_place(record), []), roofs)
+        for record, one in zip(records, timed, strict=True)
+    ]
 
 
-def _row(record: Record, baselines: Sequence[Record], roofs: Roofs | None) -> Row:
-    if record.status is not Status.OK:
-        return Row(record, None, (), None, roofs)
-    at_clock = None if roofs is None else roofs.at_clock(_clock_of(record))
-    attainable = (
-        None
-        if at_clock is None
-        else attainable_time(record.problem, record.weight_format, at_clock, record.activation_dtype)
+def _row(own: _Timed, baselines: Sequence[_Timed], roofs: Roofs | None) -> Row:
+    record = own.record
+    at_clock = None if roofs is None else roofs.at_clock(record.sm_clock_hz)
+    comparisons = (_comparison(own, baseline, at_clock) for baseline in baselines)
+    return Row(
+        record,
+        median_interval(own.times),
+        tuple(comparison for comparison in comparisons if comparison is not None),
+        _attainable(record, at_clock),
+        at_clock,
     )
-    return Row(record, _time(record), _comparisons(record, baselines, at_clock), attainable, at_clock)
+
+
+def _quoted_row(record: Record, roofs: Roofs | None) -> Row:
+    """A record without samples: a published one gives what it quotes, any other nothing."""
+    published = record.published
+    if published is None or record.status is not Status.OK:
+        return Row(record, None, (), None, roofs)
+    comparison = _published_comparison(record, roofs)
+    return Row(
+        record,
+        None if published.time_s is None else _unbounded(published.time_s),
+        () if comparison is None else (comparison,),
+        _attainable(record, roofs),
+        roofs,
+    )
+
+
+def _attainable(record: Record, roofs: Roofs | None) -> float | None:
+    if roofs is None:
+        return None
+    return attainable_time(record.problem, record.weight_format, roofs, record.activation_dtype)
 
 
 def without_companions(rows: Iterable[Row]) -> list[Row]:

@@ -98,21 +98,23 @@ def median_interval(samples: Sequence[float] | NDArray[np.float64], confidence: 
     return Interval(median, float(low), float(high))
 
 
-def block_medians(blocks: Sequence[float] | Sequence[Sequence[float]]) -> NDArray[np.float64]:
+def block_medians(blocks: Sequence[float] | Sequence[Sequence[float]] | NDArray[np.float64]) -> NDArray[np.float64]:
     """One number a block: the median of its samples (a block of one sample may be given as a number)."""
+    if isinstance(blocks, np.ndarray):
+        return _checked(blocks)
     return _checked([block if isinstance(block, float | int) else _median_of_block(block) for block in blocks])
 
 
 def _median_of_block(samples: Sequence[float]) -> float:
     # numpy's median costs 50 us a call, which the measuring loop would pay for every block again and again
-    if not all(map(math.isfinite, samples)):
-        return math.nan
-    return median(samples)
+    if len(samples) == 1:
+        return samples[0]
+    return median(samples) if all(map(math.isfinite, samples)) else math.nan
 
 
 def paired_ratio(
-    baseline_blocks: Sequence[float] | Sequence[Sequence[float]],
-    candidate_blocks: Sequence[float] | Sequence[Sequence[float]],
+    baseline_blocks: Sequence[float] | Sequence[Sequence[float]] | NDArray[np.float64],
+    candidate_blocks: Sequence[float] | Sequence[Sequence[float]] | NDArray[np.float64],
     confidence: float = CONFIDENCE,
 ) -> Interval:
     """How many times faster the candidate is: the median over blocks of baseline time / candidate time.

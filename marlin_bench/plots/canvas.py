@@ -79,6 +79,14 @@ def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
     )
 
 
+def settle(figure: Figure) -> None:
+    """Give every panel its final size and keep it: laying out costs more than drawing, and is done once."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 def save(figure: Figure, paths: Sequence[Path]) -> None:
     """Write the figure to each path (.svg or .png); PlotError when a path cannot be written."""
     for path in paths:

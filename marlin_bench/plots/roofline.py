@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from marlin_bench.panels import ComputeRoof, Point, RooflinePanel, Series
-from marlin_bench.plots.canvas import ABOVE, shared_legend, small_multiples, themed
+from marlin_bench.plots.canvas import ABOVE, settle, shared_legend, small_multiples, themed
 from marlin_bench.plots.theme import BAND, FAINT, FONT_SIZE, INK, MUTED, Look, looks
 from marlin_bench.units import format_bandwidth, format_clock, format_flops
 
@@ -38,7 +38,8 @@ def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
             _label_batches(ax, panel, styles, apart=1.7 if detailed else 3.5)
             ax.set_title(panel.title)
         shared_legend(figure, axes)
-        _lay_along(figure, slopes)
+        settle(figure)
+        _lay_along(slopes)
         return figure
 
 
@@ -139,9 +140,8 @@ def _slope(
     return _SlopeLabel(ax, text, place, rate)
 
 
-def _lay_along(figure: Figure, labels: Sequence[_SlopeLabel]) -> None:
+def _lay_along(labels: Sequence[_SlopeLabel]) -> None:
     """Turn labels into the direction of their roofs, which is known only once the panels have their size."""
-    figure.draw_without_rendering()
     for label in labels:
         start, end = label.ax.transData.transform([(x, x * label.rate / _TERA) for x in (label.x, 2 * label.x)])
         label.text.set_rotation(math.degrees(math.atan2(end[1] - start[1], end[0] - start[0])))

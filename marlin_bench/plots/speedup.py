@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from marlin_bench.panels import Series, SpeedupPanel
-from marlin_bench.plots.canvas import shared_legend, small_multiples, themed
+from marlin_bench.plots.canvas import settle, shared_legend, small_multiples, themed
 from marlin_bench.plots.roofline import ring_flagged
 from marlin_bench.plots.theme import FAINT, FONT_SIZE, INK, MUTED, Look, looks
 
@@ -44,6 +44,7 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
         )
         axes[0].set_ylim(0, 1.08 * highest)
         shared_legend(figure, axes)
+        settle(figure)
         return figure
 
 
