@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from marlin_bench.backends.protocol import DeviceTraits
+from marlin_bench.device import DeviceError
 from marlin_bench.record import Ceiling, Environment, Telemetry, TimerName
 from marlin_bench.timer import CallTimer, Timer
 
@@ -250,4 +251,10 @@ class CudaMachine:
 
 def open_machine(device: str) -> Machine:
     """The machine called `cpu` or `cuda`."""
-    return CpuMachine() if device == "cpu" else CudaMachine()
+    if device == "cpu":
+        return CpuMachine()
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceError("this machine has no CUDA device that torch can open")
+    return CudaMachine()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from marlin_bench.backends import backend_names
+from marlin_bench.backends import TWIN_SUFFIX, backend_names
 from marlin_bench.gate_rules import GateRule
 from marlin_bench.models import Model, ModelError, builtin_model, read_config
 from marlin_bench.suite_format import (
@@ -169,7 +169,7 @@ def parse_suite(text: str, *, source: str, name: str, folder: Path | None = None
 def _check_backends(names: tuple[str, ...], document: Document) -> None:
     known = backend_names()
     for index, name in enumerate(names):
-        if name not in known:
+        if name.removesuffix(TWIN_SUFFIX) not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise document.error(("backends", index), f"names the unknown backend '{name}': {hint}")

@@ -17,6 +17,7 @@ from typing import IO
 
 from pydantic import BaseModel
 
+from marlin_bench.device import DeviceError
 from marlin_bench.machine import Machine, open_machine
 from marlin_bench.measure import Job, LayerCache, measure_cell
 from marlin_bench.messages import (
@@ -138,6 +139,8 @@ def _read_requests(stream: IO[str], inbox: queue.SimpleQueue[Request], finish: t
 def describe(error: BaseException) -> str:
     """An exception as one line."""
     text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, DeviceError):  # already a sentence for the user
+        return text
     return f"{type(error).__name__}: {text}"[:_LONGEST_REASON]
 
 

@@ -169,3 +169,10 @@ def test_a_round_smaller_than_five_caches_is_flagged():
     assert Flag.FEW_OPERAND_SETS not in by_backend(measure(["sim_int4"], machine=machine))["sim_int4"].flags
     machine.traits = dataclasses.replace(machine.traits, l2_bytes=1 << 30)
     assert Flag.FEW_OPERAND_SETS in by_backend(measure(["sim_int4"], machine=machine))["sim_int4"].flags
+
+
+def test_a_twin_is_the_same_backend_under_another_name():
+    records = by_backend(measure(["sim_fp16", "sim_int4", "sim_int4@twin"]))
+    assert records["sim_int4@twin"].status is Status.OK
+    assert records["sim_int4@twin"].times == pytest.approx(records["sim_int4"].times)
+    assert by_backend(measure(["sim_fp16", "sim_fp16@twin"]))["sim_fp16@twin"].baseline is False

@@ -56,9 +56,21 @@ def backend_names() -> list[str]:
     return [*_BUILT_IN, *sorted((declared | set(_registered)) - set(_BUILT_IN))]
 
 
+TWIN_SUFFIX = "@twin"
+"""`marlin@twin` is marlin once more under another name: an A/A pair shows what measuring cannot tell apart."""
+
+
 @cache
 def load_backend(name: str) -> Backend:
     """The backend called `name`; UnknownBackendError names the near ones when there is none."""
+    if not name.endswith(TWIN_SUFFIX):
+        return _load(name)
+    original = type(_load(name.removesuffix(TWIN_SUFFIX)))
+    twin_class: type[Backend] = type(original.__name__, (original,), {"name": name, "is_baseline": False})
+    return twin_class()
+
+
+def _load(name: str) -> Backend:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         loaded: type[Backend] = getattr(import_module(f"marlin_bench.backends.{module}"), attribute)
