@@ -62,3 +62,13 @@ template <typename Pair>
 __device__ __forceinline__ u32 bits_of(Pair pair) {
   return *reinterpret_cast<const u32*>(&pair);
 }
+
+// Eight consecutive columns of one row: what a lane adds up, posts and stores at a time.
+struct OutputVector {
+  float4 low, high;
+};
+
+__device__ __forceinline__ OutputVector operator+(const OutputVector& a, const OutputVector& b) {
+  return {{a.low.x + b.low.x, a.low.y + b.low.y, a.low.z + b.low.z, a.low.w + b.low.w},
+          {a.high.x + b.high.x, a.high.y + b.high.y, a.high.z + b.high.z, a.high.w + b.high.w}};
+}

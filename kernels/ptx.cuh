@@ -1,6 +1,6 @@
 // Every instruction that CUDA C++ has no name for: one wrapper an instruction, named after it, nothing else.
 // Sections: 1 integers, 2 asynchronous copies (sm_80), 3 warp matrix instructions (sm_80), 4 special registers,
-// 5 Hopper.
+// 5 barriers in shared memory (sm_80) and bulk copies (sm_90), 6 Hopper's own.
 // Shared-memory addresses are 32-bit offsets in the shared window: see shared_address.
 #pragma once
 
@@ -62,6 +62,37 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// d[16x8] += a[16x32] * b[32x8], a 2:4-sparse and compressed to 16x16, FP16 in, FP32 out. Positions of the non-zeros: 4 bits for
+// each four of K, in two lanes of every quad: kSelector 0 takes lanes 0 and 1, 1 takes lanes 2 and 3. A lane's low half
+// is row lane / 4, its high half row lane / 4 + 8; the first lane has K 0-15, the second K 16-31. The plain form, for compilers
+// without `::ordered_metadata`, takes the same operands.
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1205
+#define MB_MMA_SP "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32."
+#else
+#define MB_MMA_SP "mma.sp.sync.aligned.m16n8k32.row.col.f32."
+#endif
+#define MB_MMA_SP_OPERANDS " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+
+template <int kSelector>
+__device__ __forceinline__ void mma_sp_m16n8k32_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[4], u32 positions) {
+  asm volatile(MB_MMA_SP "f16.f16.f32" MB_MMA_SP_OPERANDS
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(positions),
+        "n"(kSelector));
+}
+
+// The same with BF16 in.
+template <int kSelector>
+__device__ __forceinline__ void mma_sp_m16n8k32_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[4], u32 positions) {
+  asm volatile(MB_MMA_SP "bf16.bf16.f32" MB_MMA_SP_OPERANDS
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(positions),
+        "n"(kSelector));
+}
+
+#undef MB_MMA_SP
+#undef MB_MMA_SP_OPERANDS
+
 // 4 --- special registers ---------------------------------------------------------------------------------------------
 
 // The number of this launch in its context, the same in every CTA of it.
@@ -85,15 +116,39 @@ __device__ __forceinline__ u64 globaltimer() {
   return nanoseconds;
 }
 
-// 5 --- Hopper (sm_90a): mbarrier, bulk copies, tensor maps, warpgroup products, clusters, dependent launches -----------
+// 5 --- barriers in shared memory (sm_80), bulk copies (sm_90) ---------------------------------------------------------
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-using u16 = unsigned short;
+__device__ __forceinline__ void bar_sync(u32 barrier, u32 threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
 
 __device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
+
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// The barrier's phase of this parity is over; does not wait.
+__device__ __forceinline__ bool mbarrier_test_wait_parity(u32 barrier, u32 parity) {
+  u32 done;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+// Arrives at the barrier once this thread's cp.async so far are complete; counts as one of its expected arrivals.
+__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(u32 barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 __device__ __forceinline__ void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -101,21 +156,6 @@ __device__ __forceinline__ void fence_mbarrier_init() {
 
 __device__ __forceinline__ void fence_proxy_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Arrives at the barrier at the same offset in CTA `cta` of the cluster. The plain form: `.release.cluster` would cost a
-// device-wide membar a stage, and nothing but the order of asynchronous copies is carried by these barriers.
-__device__ __forceinline__ void mbarrier_arrive_cluster(u32 barrier, u32 cta) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
-      "r"(cta)
-      : "memory");
 }
 
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(u32 barrier, u32 bytes) {
@@ -139,6 +179,25 @@ __device__ __forceinline__ void cp_async_bulk(u32 shared, const void* global, u3
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
       "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+#endif  // __CUDA_ARCH__ >= 900
+
+// 6 --- Hopper's own (sm_90a): tensor maps, warpgroup products, clusters, dependent launches ---------------------------
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+using u16 = unsigned short;
+
+// Arrives at the barrier at the same offset in CTA `cta` of the cluster. The plain form: `.release.cluster` would cost a
+// device-wide membar a stage, and nothing but the order of asynchronous copies is carried by these barriers.
+__device__ __forceinline__ void mbarrier_arrive_cluster(u32 barrier, u32 cta) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "r"(cta)
       : "memory");
 }
 
@@ -259,10 +318,6 @@ __device__ __forceinline__ u32 atom_add_acq_rel_gpu(u32* global, u32 addend) {
 
 __device__ __forceinline__ void st_relaxed_gpu(u32* global, u32 value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
-}
-
-__device__ __forceinline__ void bar_sync(u32 barrier, u32 threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 __device__ __forceinline__ u32 add_f16x2(u32 a, u32 b) {

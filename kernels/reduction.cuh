@@ -1,7 +1,7 @@
 // Partial sums -> one sum, in FP32 and in a fixed order (paper 3.4 "Warp Layout" and "Striped Partitioning").
 //
-// The unit is an output vector: one row and eight consecutive columns of a lane (fragments.cuh). A warp's tile has four
-// of them a 16-row block: vector u = 4 m + 2 h + c is row 16 m + 8 h + g, columns 32 c + 8 t ….
+// The unit is an output vector: one row and eight consecutive columns of a lane (fragments.cuh). The header of the tile,
+// which comes first (tile.cuh or sparse_tile.cuh), says which of a lane's kVectors is which.
 //
 // 1. Inside the CTA, kWarpsK warps hold sums of the same outputs. Warp k keeps the vectors with u % kWarpsK = k, gives
 //    the others away through shared memory, and adds what it is given: every warp works, nothing is added twice.
@@ -12,47 +12,20 @@
 // A counter is {launch number, arrivals}: whatever an earlier launch left behind, even one that died half-way, carries
 // another number and counts as none, so the workspace is never cleared. The last arrival writes 0.
 #pragma once
+#include "fragments.cuh"
 #include "ptx.cuh"
 #include "stripes.cuh"
-#include "tile.cuh"
 
 #ifdef ABLATE_REDUCTION
 constexpr bool kReductionAblated = true;
 #else
 constexpr bool kReductionAblated = false;
 #endif
-constexpr int kVectors = 4 * kRowBlocks;  // output vectors of a lane
-constexpr int kOwners = kThreads / kWarpsK;
-
-struct OutputVector {
-  float4 low, high;
-};
-
-__device__ __forceinline__ OutputVector operator+(const OutputVector& a, const OutputVector& b) {
-  return {{a.low.x + b.low.x, a.low.y + b.low.y, a.low.z + b.low.z, a.low.w + b.low.w},
-          {a.high.x + b.high.x, a.high.y + b.high.y, a.high.z + b.high.z, a.high.w + b.high.w}};
-}
-
-// Vector u of the sums, and back. u is a compile-time number wherever this is used, so the sums stay in registers.
-__device__ __forceinline__ OutputVector vector_of(const Accumulator (&sums)[kRowBlocks], int u) {
-  const float(&row)[kProducts][4] = sums[u / 4];
-  const int h = u / 2 % 2 * 2, c = u % 2 * 4;
-  return {{row[c][h], row[c][h + 1], row[c + 1][h], row[c + 1][h + 1]},
-          {row[c + 2][h], row[c + 2][h + 1], row[c + 3][h], row[c + 3][h + 1]}};
-}
-
-__device__ __forceinline__ void put_vector(Accumulator (&sums)[kRowBlocks], int u, const OutputVector& vector) {
-  float(&row)[kProducts][4] = sums[u / 4];
-  const int h = u / 2 % 2 * 2, c = u % 2 * 4;
-  row[c][h] = vector.low.x, row[c][h + 1] = vector.low.y;
-  row[c + 1][h] = vector.low.z, row[c + 1][h + 1] = vector.low.w;
-  row[c + 2][h] = vector.high.x, row[c + 2][h + 1] = vector.high.y;
-  row[c + 3][h] = vector.high.z, row[c + 3][h + 1] = vector.high.w;
-}
+constexpr int kOwners = kThreads / kWarpsK;  // threads that hold the vectors number u of one tile
 
 // Hands the vectors that this warp owns to `write(u, sum)`.
 template <typename Write>
-__device__ __forceinline__ void for_each_owned(const Accumulator (&sums)[kRowBlocks], const Position& at,
+__device__ __forceinline__ void for_each_owned(const Sums& sums, const Position& at,
                                                const Write& write) {
 #pragma unroll
   for (int u = 0; u < kVectors; ++u) {
@@ -61,7 +34,7 @@ __device__ __forceinline__ void for_each_owned(const Accumulator (&sums)[kRowBlo
 }
 
 // Step 1. Afterwards a warp's vectors with u % kWarpsK = warp_k are the CTA's sums. Uses the ring, which must be drained.
-__device__ __forceinline__ void reduce_over_warps(Accumulator (&sums)[kRowBlocks], const Position& at, float4* shared) {
+__device__ __forceinline__ void reduce_over_warps(Sums& sums, const Position& at, float4* shared) {
   if (kWarpsK == 1) return;
   constexpr int kGivers = kWarpsK > 1 ? kWarpsK - 1 : 1;
   const auto place = [&](int u, int giver) {
@@ -77,7 +50,7 @@ __device__ __forceinline__ void reduce_over_warps(Accumulator (&sums)[kRowBlocks
       to[0] = mine.low, to[32] = mine.high;
     }
   }
-  __syncthreads();
+  sync_computing();
 #pragma unroll
   for (int u = 0; u < kVectors; ++u) {
     if (at.warp_k == u % kWarpsK) {
@@ -90,20 +63,17 @@ __device__ __forceinline__ void reduce_over_warps(Accumulator (&sums)[kRowBlocks
       put_vector(sums, u, sum);
     }
   }
-  __syncthreads();
+  sync_computing();
 }
 
 // Step 2's memory: places of kTileM x kTileN sums, each in the order of its writers' threads, and the counters.
 struct Workspace {
-  float4* sums;    // [places][kVectors / kWarpsK][2][kOwners]
+  float4* sums;    // [places][kVectors][2][kOwners]
   u64* arrivals;   // [striped tiles]
 
   __device__ __forceinline__ float4* vector(int place, int u, const Position& at) const {
     const int writer = (at.warp_m * kWarpsN + at.warp_n) * 32 + at.lane;
-    const int owned = u / kWarpsK;
-    const size_t vectors = kVectors / kWarpsK;
-    // warp_k owns every kWarpsK-th vector: interleave the owners so that a place is exactly one tile of sums.
-    return sums + ((place * vectors + owned) * 2 * kWarpsK + 2 * at.warp_k) * kOwners + writer;
+    return sums + (static_cast<size_t>(place) * kVectors + u) * 2 * kOwners + writer;
   }
 };
 
@@ -127,7 +97,7 @@ __device__ inline bool arrive(u64* counter, int slices) {
 }
 
 // Step 2, first half: posts this slice's sums. True in the CTA that comes last and has to add them up.
-__device__ __forceinline__ bool post_slice(const Accumulator (&sums)[kRowBlocks], const Segment& segment,
+__device__ __forceinline__ bool post_slice(const Sums& sums, const Segment& segment,
                                            const Workspace& workspace, const Position& at) {
   for_each_owned(sums, at, [&](int u, const OutputVector& mine) {
     float4* to = workspace.vector(segment.place + segment.slice, u, at);
@@ -135,9 +105,9 @@ __device__ __forceinline__ bool post_slice(const Accumulator (&sums)[kRowBlocks]
   });
   __shared__ bool is_last;
   __threadfence();
-  __syncthreads();
+  sync_computing();
   if (threadIdx.x == 0) is_last = arrive(workspace.arrivals + segment.counter, segment.slices);
-  __syncthreads();
+  sync_computing();
   if (is_last) __threadfence();
   return is_last;
 }
@@ -146,8 +116,10 @@ __device__ __forceinline__ bool post_slice(const Accumulator (&sums)[kRowBlocks]
 template <typename Write>
 __device__ __forceinline__ void add_slices(const Segment& segment, const Workspace& workspace, const Position& at,
                                            const Write& write) {
-  constexpr int kOwned = kVectors / kWarpsK;
+  constexpr int kOwned = (kVectors + kWarpsK - 1) / kWarpsK;             // of a warp, or one less
   constexpr int kBatch = kOwned % 4 == 0 ? 4 : kOwned % 2 == 0 ? 2 : 1;  // vectors whose loads are in flight together
+  const auto vector = [&](int i) { return i * kWarpsK + at.warp_k; };
+  const auto owns = [&](int i) { return kVectors % kWarpsK == 0 || vector(i) < kVectors; };
 #pragma unroll 1
   for (int first = 0; first < kOwned; first += kBatch) {
     OutputVector total[kBatch] = {};
@@ -155,11 +127,14 @@ __device__ __forceinline__ void add_slices(const Segment& segment, const Workspa
     for (int slice = 0; slice < segment.slices; ++slice) {
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const float4* from = workspace.vector(segment.place + slice, (first + i) * kWarpsK, at);
+        if (!owns(first + i)) continue;
+        const float4* from = workspace.vector(segment.place + slice, vector(first + i), at);
         total[i] = total[i] + OutputVector{__ldcg(from), __ldcg(from + kOwners)};
       }
     }
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) write((first + i) * kWarpsK + at.warp_k, total[i]);
+    for (int i = 0; i < kBatch; ++i) {
+      if (owns(first + i)) write(vector(first + i), total[i]);
+    }
   }
 }

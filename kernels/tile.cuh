@@ -59,3 +59,27 @@ struct Position {
     warp_k = warp / (kWarpsN * kWarpsM);
   }
 };
+
+// The sums of a warp, and its output vectors (reduction.cuh): vector u = 4 m + 2 h + c of a lane is row 16 m + 8 h + g,
+// columns 32 c + 8 t …. u is a compile-time number wherever this is used, so the sums stay in registers.
+using Sums = Accumulator[kRowBlocks];
+constexpr int kVectors = 4 * kRowBlocks;
+
+__device__ __forceinline__ OutputVector vector_of(const Sums& sums, int u) {
+  const float(&row)[kProducts][4] = sums[u / 4];
+  const int h = u / 2 % 2 * 2, c = u % 2 * 4;
+  return {{row[c][h], row[c][h + 1], row[c + 1][h], row[c + 1][h + 1]},
+          {row[c + 2][h], row[c + 2][h + 1], row[c + 3][h], row[c + 3][h + 1]}};
+}
+
+__device__ __forceinline__ void put_vector(Sums& sums, int u, const OutputVector& vector) {
+  float(&row)[kProducts][4] = sums[u / 4];
+  const int h = u / 2 % 2 * 2, c = u % 2 * 4;
+  row[c][h] = vector.low.x, row[c][h + 1] = vector.low.y;
+  row[c + 1][h] = vector.low.z, row[c + 1][h + 1] = vector.low.w;
+  row[c + 2][h] = vector.high.x, row[c + 2][h + 1] = vector.high.y;
+  row[c + 3][h] = vector.high.z, row[c + 3][h + 1] = vector.high.w;
+}
+
+// Every thread of the CTA computes.
+__device__ __forceinline__ void sync_computing() { __syncthreads(); }
