@@ -16,8 +16,11 @@ from statistics import fmean, median
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from marlin_bench.clock_reasons import flags, must_repeat
 from marlin_bench.nvml import Counters, Device, Instant, NvmlError, open_device
-from marlin_bench.record import Flag, Telemetry
+from marlin_bench.record import Telemetry
+
+__all__ = ["Sidecar", "Trace", "flags", "must_repeat", "summarize"]
 
 _PERIOD_SECONDS = 0.04
 _COUNTER_PERIOD_SECONDS = 0.1
@@ -26,8 +29,6 @@ _LEAST_POWER_SECONDS = 0.1
 _LEAST_ENERGY_SECONDS = 1.0
 """Ten steps of the energy counter: it is then right to about 10 %."""
 
-_REPEATED = {"hw_slowdown", "sw_thermal", "hw_thermal", "hw_power_brake", "board_limit", "reliability"}
-_POWER_CAP = "sw_power_cap"
 _IDLE = "gpu_idle"
 
 Reading = TypeVar("Reading")
@@ -137,18 +138,6 @@ def summarize(instants: Trace[Instant], counters: Trace[Counters], start: float,
         event_reasons=sorted({reason for reading in near for reason in reading.reasons} - {_IDLE}),
         throttle_s=_throttled(counters, start, end),
     )
-
-
-def must_repeat(telemetry: Telemetry) -> bool:
-    """Whether the hardware slowed itself down (heat, power brake, its own limits): cool down and measure again."""
-    return bool(_REPEATED & (set(telemetry.event_reasons) | set(telemetry.throttle_s)))
-
-
-def flags(telemetry: Telemetry) -> list[Flag]:
-    """What a reader of the block should know; a power cap is normal near the limit and only noted."""
-    seen = set(telemetry.event_reasons) | set(telemetry.throttle_s)
-    found = [Flag.THROTTLED] if _REPEATED & seen else []
-    return [*found, Flag.POWER_CAPPED] if _POWER_CAP in seen else found
 
 
 class Sidecar:

@@ -54,7 +54,7 @@ def _print(uuid: str, found: list[Finding]) -> None:
 
 @app.command("status")
 def status(gpu: Gpu = None, as_json: options.AsJson = False) -> None:
-    """Tell clocks, rights, locks and slow-downs of each GPU; sets nothing.
+    """Tell clocks, rights and locks of each GPU.
 
     Example: marlin-bench clocks status --gpu 0
     """
@@ -77,7 +77,9 @@ def lock(
     memory: Annotated[int | None, typer.Option("--memory", metavar="MHZ", help="Memory clock, if at all.")] = None,
     gpu: Gpu = None,
 ) -> None:
-    """Lock the clocks of one GPU until Ctrl-C or the end of this process, however it ends.
+    """Lock the clocks of a GPU until Ctrl-C.
+
+    They are given back however this process ends.
 
     Example: sudo marlin-bench clocks lock --sm base
     """
@@ -103,7 +105,9 @@ def lock(
 
 @app.command("reset")
 def reset(gpu: Gpu = None) -> None:
-    """Give back the clocks that runs of this program left locked when they were cut off. Touches no other lock.
+    """Give back what a run that was cut off left locked.
+
+    Touches no lock of anybody else.
 
     Example: sudo marlin-bench clocks reset
     """

@@ -1,0 +1,111 @@
+"""What the clocks did while the run lasted: clock, power, temperature and events over time, cells marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from marlin_bench.clock_timeline import CellSpan, ClockTimeline, Event, Line, timeline
+from marlin_bench.plots.canvas import PlotError, settle, themed
+from marlin_bench.plots.theme import BAND, FONT_SIZE, INK, MUTED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from marlin_bench.store import Run
+
+_WIDTH_INCHES = 8.3
+_PANEL_INCHES = 1.7
+_EVENT_INCHES = 0.22
+_BLUE, _ORANGE, _RED = "#0072b2", "#e69f00", "#d55e00"
+_MOST_LABELS = 16
+_MEGA = 1e6
+
+
+def draw(run: Run) -> Figure:
+    """A figure of the run's clocks; PlotError when no block carries any."""
+    found = timeline(run.records)
+    panels = [
+        (name, line, colour)
+        for name, line, colour in (("power (W)", found.power, _ORANGE), ("temperature (°C)", found.temperature, _RED))
+        if line
+    ]
+    if not found.probe and not found.nvml:
+        raise PlotError(f"{run.folder.name} has no clocks to draw: they are recorded on GPUs only")
+    with themed():
+        figure, axes = _layout(run, len(panels), len(found.events))
+        _clocks(axes[0], found, run.meta.environment.max_sm_clock_hz)
+        for ax, (name, line, colour) in zip(axes[1:], panels, strict=False):
+            _dots(ax, line, colour)
+            ax.set_ylabel(name)
+            ax.set_ylim(bottom=0)
+        if found.events:
+            _events(axes[-1], found.events)
+        for ax in axes:
+            _shade(ax, found.cells)
+        _name_cells(axes[0], found.cells)
+        axes[-1].set_xlabel("seconds since the start of the run")
+        settle(figure)
+        return figure
+
+
+def _layout(run: Run, panels: int, events: int) -> tuple[Figure, Sequence[Axes]]:
+    from matplotlib.figure import Figure
+
+    heights = [1.3 * _PANEL_INCHES, *[_PANEL_INCHES] * panels]
+    if events:
+        heights.append(0.3 + _EVENT_INCHES * events)
+    figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 1.3), layout="constrained")
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
+    title = f"{run.meta.environment.device_name}, {run.meta.suite}, clocks {run.meta.clock_policy}"
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure, list(axes[:, 0])
+
+
+def _dots(ax: Axes, line: Line, colour: str, label: str | None = None, marker: str = ".") -> None:
+    ax.plot(*zip(*line, strict=True), marker, color=colour, markersize=3, markeredgewidth=0.6, label=label, zorder=3)
+
+
+def _clocks(ax: Axes, found: ClockTimeline, highest: float | None) -> None:
+    if found.nvml:
+        _dots(ax, [(moment, hertz / _MEGA) for moment, hertz in found.nvml], MUTED, "NVML", "_")
+    if found.probe:
+        _dots(ax, [(moment, hertz / _MEGA) for moment, hertz in found.probe], _BLUE, "probe, over each block")
+    if highest is not None:
+        ax.axhline(highest / _MEGA, color=INK, linewidth=0.8, linestyle=":", label="highest SM clock")
+    ax.set_ylabel("SM clock (MHz)")
+    ax.set_ylim(bottom=0)
+    ax.legend(loc="lower left", ncols=3, fontsize=FONT_SIZE - 1)
+
+
+def _events(ax: Axes, events: Sequence[Event]) -> None:
+    for row, event in enumerate(reversed(events)):
+        colour = _RED if event.slowed else _ORANGE
+        ax.plot(event.times, [row] * len(event.times), "|", color=colour, markersize=7, zorder=3)
+    ax.set_yticks(range(len(events)), [event.reason for event in reversed(events)])
+    ax.set_ylim(-0.6, len(events) - 0.4)
+
+
+def _shade(ax: Axes, cells: Sequence[CellSpan]) -> None:
+    """Every other cell on a grey band."""
+    for cell in cells[::2]:
+        ax.axvspan(cell.start_s, cell.end_s, color=BAND, linewidth=0, zorder=0)
+
+
+def _name_cells(ax: Axes, cells: Sequence[CellSpan]) -> None:
+    """Names above the bands; only some where there are too many to read."""
+    step = -(-len(cells) // _MOST_LABELS)
+    for cell in cells[::step] if cells else []:
+        ax.annotate(
+            cell.cell,
+            ((cell.start_s + cell.end_s) / 2, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            rotation=40,
+            ha="left",
+            va="bottom",
+            fontsize=FONT_SIZE - 2.5,
+            color=MUTED,
+        )
