@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 from marlin_bench.executor import Executor, Session, WorkerLostError
 from marlin_bench.messages import BlockDone, CellDone, HeldClocks, MeasureCell, PhaseEntered, RecordDone, Verified
 from marlin_bench.plan import Cell
 from marlin_bench.record import Block, Check, Record, Status, TimerName, record_id
-from marlin_bench.suite_format import Sampling
+from marlin_bench.suite_format import Energy, Sampling
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class RunContext:
     clock_origin: float
     clocks: HeldClocks = field(default_factory=HeldClocks)
     verify_only: bool = False
+    energy: Energy | None = None
+
+    def energy_seconds(self, cell: Cell) -> float | None:
+        """How long each backend's energy is measured in `cell`; None where the suite does not ask for it."""
+        if self.energy is None or not any(fnmatchcase(cell.id, pattern) for pattern in self.energy.cells):
+            return None
+        return self.energy.seconds
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,7 @@ class DeviceRunner:
                 "isolated": isolated,
                 "first_block": first_block,
                 "clock_origin": context.clock_origin,
+                "energy_seconds": context.energy_seconds(cell),
                 "verify_only": context.verify_only,
             }
         )

@@ -80,6 +80,20 @@ class _GraphStopwatch:
         seconds = start.elapsed_time(stop) * 1e-3
         return Sample([seconds / self.launches], started, ended, self.probe.hertz(0, 1))
 
+    def keep_busy(self, seconds: float) -> int:
+        ends = time.monotonic() + seconds
+        calls = 0
+        queued: torch.cuda.Event | None = None
+        while time.monotonic() < ends:
+            self.graph.replay()  # one replay runs while the next is queued: the GPU never waits for the host
+            calls += self.launches
+            if queued is not None:
+                queued.synchronize()
+            queued = _event()
+            queued.record()
+        torch.cuda.synchronize()
+        return calls
+
 
 @dataclass(frozen=True)
 class GraphTimer:
@@ -143,6 +157,14 @@ class _ColdStopwatch:
         torch.cuda.synchronize()
         times = [max(0.0, start.elapsed_time(stop) * 1e-3 - self.overhead) for start, stop in pairs]
         return Sample(times, started, time.monotonic(), self.probe.hertz(0, 1))
+
+    def keep_busy(self, seconds: float) -> int:
+        ends = time.monotonic() + seconds
+        calls = 0
+        while time.monotonic() < ends:
+            self.sample()
+            calls += self.launches
+        return calls
 
 
 class ColdTimer:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from marlin_bench.backends.protocol import DeviceTraits
 from marlin_bench.device import DeviceError
-from marlin_bench.record import Ceiling, Environment, Telemetry, TimerName
-from marlin_bench.timer import CallTimer, Timer
+from marlin_bench.record import Ceiling, EnergyUse, Environment, Telemetry, TimerName
+from marlin_bench.timer import CallTimer, Stopwatch, Timer
 
 if TYPE_CHECKING:
     from marlin_bench.clock_probe import ClockProbe
@@ -101,6 +101,9 @@ class Machine(Protocol):
     def measure_ceilings(self) -> list[Ceiling]:
         """Measured roofs."""
 
+    def energy(self, stopwatch: Stopwatch, seconds: float) -> EnergyUse | None:
+        """What `stopwatch` draws while it keeps the device busy; None where no counter tells."""
+
     def clock_under_load(self) -> float | None:
         """The SM clock in Hz while all SMs are busy; None where nothing can measure it."""
 
@@ -156,6 +159,10 @@ class CpuMachine:
 
         return cpu_ceilings()
 
+    def energy(self, stopwatch: Stopwatch, seconds: float) -> EnergyUse | None:
+        """No counter."""
+        return None
+
     def clock_under_load(self) -> float | None:
         """Nothing measures a CPU's clock here."""
         return None
@@ -196,6 +203,8 @@ class CudaMachine:
         }
         self.memory_bytes: int = properties.total_memory
         self._environment = cuda_environment(self.traits)
+        self._open_sensors = ExitStack()
+        self._sensors: TelemetryWindow | None = None
         flop_per_clock = TENSOR_FLOP_PER_CLOCK.get((properties.major, properties.minor))
         self.limits = PhysicalLimits(
             memory_bandwidth=self._environment.memory_bandwidth,
@@ -226,6 +235,20 @@ class CudaMachine:
 
         return cuda_ceilings(self.traits, self.probe)
 
+    def energy(self, stopwatch: Stopwatch, seconds: float) -> EnergyUse | None:
+        """The board's total-energy counter over the busy time."""
+        from marlin_bench.energy import measure_energy
+        from marlin_bench.nvml import NvmlError, open_device
+
+        if self.uuid is None:
+            return None
+        try:
+            with open_device(self.uuid) as device:
+                found = measure_energy(stopwatch.keep_busy, device.energy_j, seconds)
+        except NvmlError:
+            return None
+        return None if found is None else EnergyUse(calls=found.calls, seconds=found.seconds, power_w=found.power_w)
+
     def clock_under_load(self) -> float | None:
         """The clock during a tenth of a second of large products."""
         import torch
@@ -243,10 +266,12 @@ class CudaMachine:
         return self.probe.hertz(0, 1)
 
     def sensors(self) -> AbstractContextManager[TelemetryWindow | None]:
-        """The NVML sidecar of this device."""
+        """The NVML sidecar of this device: started once, it samples as long as the process lives."""
         from marlin_bench.environment import cuda_sensors
 
-        return cuda_sensors()
+        if self._sensors is None:
+            self._sensors = self._open_sensors.enter_context(cuda_sensors())
+        return nullcontext(self._sensors)
 
 
 def open_machine(device: str) -> Machine:

@@ -24,7 +24,7 @@ from marlin_bench.machine import Machine, TelemetryWindow
 from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
 from marlin_bench.plan import Cell
 from marlin_bench.quantize import QuantizedWeights
-from marlin_bench.record import Block, Check, Flag, Record, Rotation, Status, TimerName, record_id
+from marlin_bench.record import Block, Check, EnergyUse, Flag, Record, Rotation, Status, TimerName, record_id
 from marlin_bench.statistics import median_interval, paired_ratio
 from marlin_bench.suite_format import Sampling
 from marlin_bench.telemetry import flags as telemetry_flags
@@ -75,6 +75,7 @@ class Job:
     isolated: bool = False
     first_block: int = 0
     clock_origin: float = 0.0
+    energy_seconds: float | None = None
     verify_only: bool = False
     finish: Callable[[], bool] = lambda: False
 
@@ -130,6 +131,7 @@ class Entrant:
     stopwatches: dict[TimerName, Stopwatch] = field(default_factory=dict)
     blocks: dict[TimerName, list[Block]] = field(default_factory=dict)
     converged: dict[TimerName, bool] = field(default_factory=dict)
+    energy: EnergyUse | None = None
     reason: str | None = None
 
     @property
@@ -151,6 +153,7 @@ class CellMeasurement:
         self.random = random.Random(f"{job.cell.seed}/{job.cell.id}/{job.first_block}")
         self.started = time.monotonic()
         self.timed_s = 0.0
+        self.power_w: float | None = None
         self._activations: dict[str, list[Tensor]] = {}
         self._canonical: dict[str, list[Tensor]] = {}
 
@@ -293,6 +296,7 @@ class CellMeasurement:
     def time(self, entrants: list[Entrant]) -> None:
         """All timers of the cell, the headline first."""
         with self.machine.sensors() as window:
+            began = time.monotonic()
             for timer in self.cell.timers:
                 if timer not in self.machine.timers:
                     continue
@@ -302,6 +306,12 @@ class CellMeasurement:
                     entrant.stopwatches[timer] = stopwatch
                     entrant.blocks[timer] = []
                 self._blocks(timer, entrants, window)
+            self.power_w = None if window is None else window(began, time.monotonic()).power_w
+        if self.job.energy_seconds is not None:
+            for entrant in entrants:
+                self.emitter.phase(entrant.name, "energy")
+                headline = entrant.stopwatches[self.cell.timers[0]]
+                entrant.energy = self.machine.energy(headline, self.job.energy_seconds)
 
     def _blocks(self, timer: TimerName, entrants: list[Entrant], window: TelemetryWindow | None) -> None:
         sampling = self.job.sampling
@@ -411,6 +421,8 @@ class CellMeasurement:
                             "blocks": blocks,
                             "converged": entrant.converged[timer],
                             "flags": self._flags(timer, entrant),
+                            "cell_power_w": self.power_w,
+                            "energy": entrant.energy if timer == self.cell.timers[0] else None,
                         }
                     )
                 )

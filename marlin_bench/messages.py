@@ -62,6 +62,7 @@ class MeasureCell(_Message):
     isolated: bool
     first_block: int
     clock_origin: float
+    energy_seconds: float | None
     verify_only: bool
 
 

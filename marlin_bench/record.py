@@ -117,6 +117,17 @@ class Rotation(_Model):
     launches: int
 
 
+class EnergyUse(_Model):
+    """The energy phase of one backend in one cell: `calls` launches in `seconds` of busy time at a mean `power_w`.
+
+    The whole board, static power included; joules a call are power_w · seconds / calls, a token takes an M-th of it.
+    """
+
+    calls: int
+    seconds: float
+    power_w: float
+
+
 class Published(_Model):
     """Where a quoted value comes from."""
 
@@ -158,6 +169,8 @@ class Record(_Model):
     rotation: Rotation | None = None
     blocks: list[Block] = []
     converged: bool | None = None
+    cell_power_w: float | None = None
+    energy: EnergyUse | None = None
     clocks_locked: bool = False
     profile: Literal["burst", "sustained"] = "burst"
     seed: int = 0

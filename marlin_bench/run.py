@@ -262,6 +262,7 @@ class _Sweep:
             sampling=self.suite.sampling,
             clock_origin=self._clock_origin,
             clocks=clocks,
+            energy=self.suite.energy,
         )
         while not self._must_stop():
             try:

@@ -38,6 +38,9 @@ class Stopwatch(Protocol):
     def sample(self) -> Sample:
         """Time one turn."""
 
+    def keep_busy(self, seconds: float) -> int:
+        """Launch back to back for about so long and wait for the last one; how many launches it were."""
+
 
 class Timer(Protocol):
     """A way of timing."""
@@ -76,6 +79,14 @@ class _CallStopwatch:
         self.synchronize()
         elapsed = (time.perf_counter_ns() - begin) * 1e-9
         return Sample([elapsed / self.launches], started, time.monotonic())
+
+    def keep_busy(self, seconds: float) -> int:
+        ends = time.monotonic() + seconds
+        calls = 0
+        while time.monotonic() < ends:
+            self.sample()
+            calls += self.launches
+        return calls
 
 
 def _nothing() -> None:

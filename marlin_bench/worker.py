@@ -93,6 +93,7 @@ def _job(request: MeasureCell, finish: threading.Event) -> Job:
         isolated=request.isolated,
         first_block=request.first_block,
         clock_origin=request.clock_origin,
+        energy_seconds=request.energy_seconds,
         verify_only=request.verify_only,
         finish=finish.is_set,
     )

@@ -18,7 +18,7 @@ from marlin_bench.backends import register
 from marlin_bench.backends.protocol import Backend, DeviceTraits, Missing, Packed
 from marlin_bench.machine import PhysicalLimits
 from marlin_bench.problem import FP16, int4
-from marlin_bench.record import Ceiling, Environment
+from marlin_bench.record import Ceiling, EnergyUse, Environment
 from marlin_bench.timer import Sample
 
 BANDWIDTH = 1e12
@@ -66,6 +66,9 @@ class SimulatedStopwatch:
         factor = 1.0 + self.timer.noise * self.timer.random.gauss(0, 1)
         return Sample([total / len(self.round) * factor], started, time.monotonic(), CLOCK_HZ)
 
+    def keep_busy(self, seconds):
+        return 100
+
 
 class SimulatedMachine:
     """One invented GPU with known roofs; `sensors` is None unless telemetry is given."""
@@ -97,6 +100,9 @@ class SimulatedMachine:
             Ceiling(name="ram_triad", value=BANDWIDTH, detail="simulated"),
             Ceiling(name="dense_fp32", value=TENSOR_FLOPS, detail="simulated"),
         ]
+
+    def energy(self, stopwatch, seconds):
+        return EnergyUse(calls=stopwatch.keep_busy(seconds), seconds=seconds, power_w=300.0)
 
     def clock_under_load(self):
         return CLOCK_HZ

@@ -171,6 +171,12 @@ def test_a_round_smaller_than_five_caches_is_flagged():
     assert Flag.FEW_OPERAND_SETS in by_backend(measure(["sim_int4"], machine=machine))["sim_int4"].flags
 
 
+def test_energy_is_measured_only_where_it_is_asked_for():
+    assert by_backend(measure(["sim_fp16"]))["sim_fp16"].energy is None
+    energy = by_backend(measure(["sim_fp16"], energy_seconds=0.5))["sim_fp16"].energy
+    assert (energy.calls, energy.seconds, energy.power_w) == (100, 0.5, 300.0)
+
+
 def test_a_twin_is_the_same_backend_under_another_name():
     records = by_backend(measure(["sim_fp16", "sim_int4", "sim_int4@twin"]))
     assert records["sim_int4@twin"].status is Status.OK
