@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from marlin_bench.record import Origin, Status
-from marlin_bench.speedup import Row
+from marlin_bench.speedup import HEADLINE_BASELINE, Row
 from marlin_bench.statistics import Interval
 from marlin_bench.table import Column, Line, Table
 from marlin_bench.units import NOTHING, format_percent, format_ratio
@@ -57,7 +57,7 @@ def _notes(row: Row) -> str:
         notes.insert(0, f"published: {record.published.source}")
     if record.status is not Status.OK:
         notes.insert(0, record.reason or record.status.value)
-    if row.baseline not in (None, record.backend, "cublas_fp16"):
+    if row.baseline not in (None, record.backend, HEADLINE_BASELINE):
         notes.append(f"over {row.baseline}")
     return ", ".join(notes)
 

@@ -16,9 +16,10 @@ from marlin_bench.record import Ceiling, CeilingName
 
 _MEMORY: tuple[CeilingName, ...] = ("hbm_read", "ram_triad", "hbm_copy")
 _COMPUTE: dict[str, tuple[CeilingName, ...]] = {
-    # activation dtype -> the ceilings that bound it, the best known first. Tensor cores run fp16 and bf16 at one rate.
+    # activation dtype -> the ceilings that may bound it; the highest does. Tensor cores run fp16 and bf16 at one rate,
+    # and a CPU kernel for bf16 may compute in fp32 where that is faster.
     "fp16": ("fp16_tensor", "bf16_tensor"),
-    "bf16": ("bf16_tensor", "fp16_tensor", "dense_bf16"),
+    "bf16": ("bf16_tensor", "fp16_tensor", "dense_bf16", "dense_fp32"),
     "fp32": ("dense_fp32",),
 }
 
@@ -80,13 +81,14 @@ def roofs_from_ceilings(ceilings: Sequence[Ceiling]) -> Roofs | None:
     """The roofs that `ceilings` hold, or None where no memory rate was measured."""
     by_name = {ceiling.name: ceiling for ceiling in ceilings}
 
-    def first(names: Sequence[CeilingName]) -> Ceiling | None:
-        return next((by_name[name] for name in names if name in by_name), None)
-
-    memory = first(_MEMORY)
+    memory = next((by_name[name] for name in _MEMORY if name in by_name), None)
     if memory is None:
         return None
-    chosen = {dtype: ceiling for dtype, names in _COMPUTE.items() if (ceiling := first(names)) is not None}
+    chosen: dict[str, Ceiling] = {}
+    for dtype, names in _COMPUTE.items():
+        known = [by_name[name] for name in names if name in by_name]
+        if known:
+            chosen[dtype] = max(known, key=lambda ceiling: ceiling.value)
     sparse = by_name.get("sparse_tensor")
     clocks = {dtype: ceiling.sm_clock_hz for dtype, ceiling in chosen.items() if ceiling.sm_clock_hz is not None}
     if sparse is not None and sparse.sm_clock_hz is not None:

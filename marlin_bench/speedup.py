@@ -20,8 +20,8 @@ from marlin_bench.record import Flag, Record, Status
 from marlin_bench.roofline import Roofs, attainable_time
 from marlin_bench.statistics import Interval, block_medians, median_interval, paired_ratio
 
-BASELINES = ("cublas_fp16", "cublas_bf16", "dense_bf16", "dense_fp32")
-"""Which baseline heads a row: fp16 on GPUs; on a CPU bf16, the 16-bit product there, then fp32; others come last."""
+HEADLINE_BASELINE = "cublas_fp16"
+"""What speed-ups are over wherever a cell has it; elsewhere (a CPU) they are over the fastest baseline of the cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def headline(self) -> Comparison | None:
-        """The comparison that tables and plots show: with the first of BASELINES that the cell holds."""
+        """The comparison that tables and plots show: with cublas_fp16, else with the cell's fastest baseline."""
         return self.comparisons[0] if self.comparisons else None
 
     @property
@@ -76,8 +76,8 @@ class Row:
 
     @property
     def fraction_of_ideal(self) -> float | None:
-        """Share of the ideal speed-up reached; None for the baseline itself, which has no ideal to reach."""
-        if self.headline is None or self.headline.baseline == self.record.backend:
+        """Share of the ideal speed-up reached; None for baselines, which have no ideal to reach."""
+        if self.headline is None or self.record.baseline:
             return None
         return self.headline.fraction_of_ideal
 
@@ -122,7 +122,7 @@ class Row:
         if self.time is not None and self.attainable_s is not None and self.attainable_s > self.time.high:
             derived.append(Flag.ABOVE_MEASURED_ROOF)
         headline = self.headline
-        if headline is not None and headline.baseline != self.record.backend and headline.is_above_ideal:
+        if headline is not None and not self.record.baseline and headline.is_above_ideal:
             derived.append(Flag.ABOVE_IDEAL)
         return sorted({*self.record.flags, *derived})
 
@@ -185,11 +185,12 @@ def _published_comparison(record: Record, roofs: Roofs | None) -> Comparison | N
         return None
     # published speed-ups are over FP16 whatever the kernel's own dtype is: that is what papers quote
     ideal = _ideal(record, "fp16", "fp16", roofs)
-    return Comparison(BASELINES[0], _unbounded(record.published.speedup), ideal, 0)
+    return Comparison(HEADLINE_BASELINE, _unbounded(record.published.speedup), ideal, 0)
 
 
-def _rank(baseline: Record) -> int:
-    return BASELINES.index(baseline.backend) if baseline.backend in BASELINES else len(BASELINES)
+def _rank(baseline: _Timed) -> tuple[bool, float]:
+    """cublas_fp16 first, then the faster ones: a weak baseline flatters."""
+    return baseline.record.backend != HEADLINE_BASELINE, float(np.median(baseline.times))
 
 
 def _place(record: Record) -> tuple[str, str, str, bool]:
@@ -210,7 +211,7 @@ def rows(records: Iterable[Record], roofs: Roofs | None) -> list[Row]:
         if one is not None and one.record.baseline:
             baselines.setdefault(_place(one.record), []).append(one)
     for found in baselines.values():
-        found.sort(key=lambda baseline: _rank(baseline.record))
+        found.sort(key=_rank)
     return [
         _quoted_row(record, roofs) if one is None else _row(one, baselines.get(_place(record), []), roofs)
         for record, one in zip(records, timed, strict=True)
@@ -275,6 +276,8 @@ class Curve:
 
         Between two measured M it is interpolated on logarithmic axes, as the curve is drawn.
         """
+        if any(row.record.baseline for row in self.points):
+            return None
         known = [(row.record.M, row.speedup.value) for row in self.points if row.speedup is not None]
         for (left, above), (right, below) in reversed(list(pairwise(known))):
             if below >= 1:

@@ -138,7 +138,8 @@ def _commands(app=cli.app, path=()):
 def test_every_command_has_help_with_an_example_of_itself(run_cli, command):
     code, out, _ = run_cli(*command, "--help")
     assert code == 0
-    assert f"Example: marlin-bench {' '.join(command)}" in " ".join(out.split())
+    said = " ".join(out.split()).replace("Example: sudo ", "Example: ")
+    assert f"Example: marlin-bench {' '.join(command)}" in said
 
 
 def test_the_version_is_the_package_s(run_cli):

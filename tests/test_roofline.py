@@ -97,6 +97,12 @@ def test_ceilings_of_a_cpu_become_its_roofs():
     assert ideal == pytest.approx(2.0)
 
 
+def test_a_bf16_kernel_on_a_cpu_may_compute_in_fp32_where_that_is_faster():
+    slow_bf16 = [Ceiling(name="ram_triad", value=2e10), Ceiling(name="dense_fp32", value=1e11)]
+    roofs = roofs_from_ceilings([*slow_bf16, Ceiling(name="dense_bf16", value=3e10)])
+    assert roofs.compute == {"fp32": 1e11, "bf16": 1e11}
+
+
 def test_without_a_memory_rate_there_are_no_roofs():
     assert roofs_from_ceilings([Ceiling(name="fp16_tensor", value=1e15)]) is None
     assert roofs_from_ceilings([]) is None

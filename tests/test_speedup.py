@@ -102,21 +102,39 @@ def test_a_bf16_backend_is_compared_with_both_baselines():
     assert row.baseline == "cublas_fp16"
 
 
-def test_on_a_cpu_the_16_bit_product_heads_the_row():
-    made = rows(
+def cpu_rows(fp32_s, bf16_s):
+    return rows(
         [
-            make_record("dense_fp32", 1, 4e-3, noise=0, device="cpu", timer="host"),
-            make_record("dense_bf16", 1, 2e-3, noise=0, device="cpu", timer="host"),
+            make_record("dense_fp32", 1, fp32_s, noise=0, device="cpu", timer="host"),
+            make_record("dense_bf16", 1, bf16_s, noise=0, device="cpu", timer="host"),
             make_record("tinygemm_cpu", 1, 1e-3, noise=0, device="cpu", timer="host"),
         ],
         Roofs(memory=2e10, compute={"fp32": 1e12, "bf16": 2e12}),
     )
-    row = row_of("tinygemm_cpu", made)
+
+
+def test_on_a_cpu_the_faster_baseline_heads_the_row():
+    row = row_of("tinygemm_cpu", cpu_rows(4e-3, 2e-3))
     assert row.baseline == "dense_bf16"
     assert row.speedup.value == pytest.approx(2)
     against_fp32 = row.comparisons[1]
     assert against_fp32.baseline == "dense_fp32"
-    assert against_fp32.ideal_speedup == pytest.approx(2 * row.ideal_speedup, rel=0.01)
+    assert against_fp32.ideal_speedup == pytest.approx(2 * row.ideal_speedup, rel=0.01)  # twice the bytes
+    assert row_of("tinygemm_cpu", cpu_rows(3e-3, 8e-3)).baseline == "dense_fp32"
+
+
+def test_a_baseline_beside_a_faster_one_has_a_speedup_and_no_ideal():
+    row = row_of("dense_fp32", cpu_rows(4e-3, 2e-3))
+    assert row.speedup.value == pytest.approx(0.5)
+    assert row.fraction_of_ideal is None
+    assert Flag.ABOVE_IDEAL not in row.flags
+
+
+def test_a_baseline_has_no_crossover_where_another_overtakes_it():
+    records = []
+    for M, bf16_s in ((1, 1e-3), (16, 9e-3)):
+        records += [make_record("dense_fp32", M, 3e-3, noise=0), make_record("dense_bf16", M, bf16_s, noise=0)]
+    assert [curve.crossover for curve in curves(rows(records, None))] == [None, None]
 
 
 def test_the_ideal_is_taken_at_the_clock_that_was_held():

@@ -55,7 +55,6 @@ app.add_typer(listing.app, name="list")
 app.command("ceilings")(ceilings.ceilings)
 app.add_typer(clocks.app, name="clocks")
 app.command("doctor")(doctor.doctor)
-app.add_typer(clocks.app, name="clocks")
 
 
 def main() -> None:
