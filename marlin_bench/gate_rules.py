@@ -153,7 +153,7 @@ class RelativeRule(_Rule):
     """No selected cell slower than in the baseline run by more than the largest of three tolerances."""
 
     rule: Literal["relative"]
-    relative: Annotated[float, Field(ge=0)] = 0.02
+    relative: Annotated[float, Field(ge=0)] = 0.01
     """Tolerated slow-down as a fraction of the baseline's time."""
     absolute: Annotated[float, Field(ge=0)] = 2e-7
     """Tolerated slow-down in seconds."""
