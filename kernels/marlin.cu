@@ -53,22 +53,32 @@ __device__ __forceinline__ void load_fragments(Fragments& fragments, const uint4
   }
 }
 
-// Dequantises a product's weights while the tensor cores work on those of the product before (paper 3.4).
-__device__ __forceinline__ void multiply(Accumulator (&sums)[kRowBlocks], const Fragments& fragments) {
+// The tensor-core operands of word j: two products, 16 k of 16 columns.
+using WordWeights = u32[2][2];
+
+__device__ __forceinline__ void dequantise_word(WordWeights& weights, const Fragments& fragments, int j) {
+  const Offset<Type> offset = kZeros ? Dequantiser<Type>::from_zeros(fragments.zeros, j) : Dequantiser<Type>::symmetric();
+  const Type::Pair scales = pair_of<Type::Pair>(word(fragments.scales, j));
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const Offset<Type> own = !kZeros  ? offset
+                             : h == 0 ? Offset<Type>{Type::low(offset.low), Type::low(offset.high)}
+                                      : Offset<Type>{Type::high(offset.low), Type::high(offset.high)};
+    dequantise<Type>(word(fragments.codes, j), h, own, scales, weights[h]);
+  }
+}
+
+// A step's products. The weights of word j + 1 (of the next step after the last) are dequantised while the tensor cores
+// work on those of word j, so neither waits for the other (paper 3.4).
+__device__ __forceinline__ void multiply(Accumulator (&sums)[kRowBlocks], WordWeights (&weights)[2],
+                                         const Fragments& fragments, const Fragments& next) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const Offset<Type> offset =
-        kZeros ? Dequantiser<Type>::from_zeros(fragments.zeros, j) : Dequantiser<Type>::symmetric();
-    const Type::Pair scales = pair_of<Type::Pair>(word(fragments.scales, j));
+    dequantise_word(weights[(j + 1) % 2], j < 3 ? fragments : next, (j + 1) % 4);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const Offset<Type> own = !kZeros  ? offset
-                               : h == 0 ? Offset<Type>{Type::low(offset.low), Type::low(offset.high)}
-                                        : Offset<Type>{Type::high(offset.low), Type::high(offset.high)};
-      u32 weights[2];
-      dequantise<Type>(word(fragments.codes, j), h, own, scales, weights);
+    for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
-      for (int m = 0; m < kRowBlocks; ++m) Type::mma(sums[m][2 * j + h], fragments.activations[m], weights);
+      for (int h = 0; h < 2; ++h) Type::mma(sums[m][2 * j + h], fragments.activations[m], weights[j % 2][h]);
     }
   }
 }
@@ -90,6 +100,8 @@ __device__ __forceinline__ void accumulate(Accumulator (&sums)[kRowBlocks], Pipe
   pipeline.wait();
   const uint4* stage = pipeline.next_stage();
   load_fragments(fragments[0], stage, 0, at);
+  WordWeights weights[2];
+  dequantise_word(weights[0], fragments[0], 0);
   for (; k_tiles > 0; --k_tiles) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -99,7 +111,7 @@ __device__ __forceinline__ void accumulate(Accumulator (&sums)[kRowBlocks], Pipe
       }
       load_fragments(fragments[(step + 1) % 2], stage, (step + 1) % kSteps, at);
       if (step == 0) pipeline.fetch();
-      multiply(sums, fragments[step % 2]);
+      multiply(sums, weights, fragments[step % 2], fragments[(step + 1) % 2]);
     }
   }
   pipeline.drain();

@@ -83,7 +83,7 @@ __device__ inline u64 launch_stamp() { return (gridid() + 1) * 0x9e3779b97f4a7c1
 // Counts this CTA in and says whether it is the last of `slices` (< 65536). Called by one thread, after a fence.
 __device__ inline bool arrive(u64* counter, int slices) {
   const u64 stamp = launch_stamp();
-  u64 seen = *reinterpret_cast<volatile u64*>(counter);
+  u64 seen = 0;  // what the launch before left, as a rule
   while (true) {
     const u64 next = ((seen & ~0xffffull) == stamp ? seen : stamp) + 1;
     const u64 before = atomicCAS(counter, seen, next);
@@ -104,11 +104,13 @@ __device__ __forceinline__ bool post_slice(const Sums& sums, const Segment& segm
     __stcg(to, mine.low), __stcg(to + kOwners, mine.high);
   });
   __shared__ bool is_last;
-  __threadfence();
   sync_computing();
-  if (threadIdx.x == 0) is_last = arrive(workspace.arrivals + segment.counter, segment.slices);
+  if (threadIdx.x == 0) {
+    __threadfence();  // the CTA's sums, which the barrier has ordered before, are seen before its count
+    is_last = arrive(workspace.arrivals + segment.counter, segment.slices);
+    __threadfence();  // the others' counts are seen before their sums are read
+  }
   sync_computing();
-  if (is_last) __threadfence();
   return is_last;
 }
 
@@ -117,19 +119,29 @@ template <typename Write>
 __device__ __forceinline__ void add_slices(const Segment& segment, const Workspace& workspace, const Position& at,
                                            const Write& write) {
   constexpr int kOwned = (kVectors + kWarpsK - 1) / kWarpsK;             // of a warp, or one less
-  constexpr int kBatch = kOwned % 4 == 0 ? 4 : kOwned % 2 == 0 ? 2 : 1;  // vectors whose loads are in flight together
+  constexpr int kBatch = kOwned % 4 == 0 ? 4 : kOwned % 2 == 0 ? 2 : 1;  // vectors, and slices, whose loads are in
+  constexpr int kSlices = 8 / kBatch;                                    // flight together
   const auto vector = [&](int i) { return i * kWarpsK + at.warp_k; };
   const auto owns = [&](int i) { return kVectors % kWarpsK == 0 || vector(i) < kVectors; };
 #pragma unroll 1
   for (int first = 0; first < kOwned; first += kBatch) {
     OutputVector total[kBatch] = {};
 #pragma unroll 1
-    for (int slice = 0; slice < segment.slices; ++slice) {
+    for (int slice = 0; slice < segment.slices; slice += kSlices) {
+      OutputVector part[kSlices][kBatch] = {};
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (!owns(first + i)) continue;
-        const float4* from = workspace.vector(segment.place + slice, vector(first + i), at);
-        total[i] = total[i] + OutputVector{__ldcg(from), __ldcg(from + kOwners)};
+      for (int s = 0; s < kSlices; ++s) {
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          if (slice + s >= segment.slices || !owns(first + i)) continue;
+          const float4* from = workspace.vector(segment.place + slice + s, vector(first + i), at);
+          part[s][i] = {__ldcg(from), __ldcg(from + kOwners)};
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < kSlices; ++s) {
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) total[i] = total[i] + part[s][i];
       }
     }
 #pragma unroll
