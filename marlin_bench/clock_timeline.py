@@ -14,11 +14,12 @@ Line = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class CellSpan:
-    """When a cell was measured, from its first block to its last."""
+    """When a cell was measured, from its first block to its last, and the mean power meanwhile (None: not known)."""
 
     cell: str
     start_s: float
     end_s: float
+    power_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ def _events(blocks: Sequence[Block]) -> list[Event]:
 
 def _spans(records: Sequence[Record]) -> list[CellSpan]:
     times: dict[str, list[float]] = {}
+    powers: dict[str, float] = {}
     for record in records:
         if record.blocks:
             times.setdefault(record.cell, []).extend(block.started_s for block in record.blocks)
-    spans = [CellSpan(cell, min(seen), max(seen)) for cell, seen in times.items()]
+        if record.cell_power_w is not None:
+            powers[record.cell] = record.cell_power_w
+    spans = [CellSpan(cell, min(seen), max(seen), powers.get(cell)) for cell, seen in times.items()]
     return sorted(spans, key=lambda span: span.start_s)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from marlin_bench.nvml import NvmlError
+
 _POLL_SECONDS = 0.005
 _LEAST_STEPS = 5
 
@@ -54,7 +56,10 @@ def measure_energy(keep_busy: KeepBusy, read_joules: ReadJoules, seconds: float)
 
     def watch() -> None:
         while not stop.is_set():
-            joules = read_joules()
+            try:
+                joules = read_joules()
+            except NvmlError:  # a GPU in trouble: too few readings, and so no energy
+                return
             if joules is None:
                 return
             readings.append((time.monotonic(), joules))

@@ -28,6 +28,8 @@ _STALE_SECONDS = 0.25
 _LEAST_POWER_SECONDS = 0.1
 _LEAST_ENERGY_SECONDS = 1.0
 """Ten steps of the energy counter: it is then right to about 10 %."""
+_MOST_READINGS = 40_000
+"""Some 13 to 27 minutes of quick sensors, longer than any cell: a sidecar may live as long as a sweep."""
 
 _IDLE = "gpu_idle"
 
@@ -36,15 +38,18 @@ Reading = TypeVar("Reading")
 
 @dataclass
 class Trace(Generic[Reading]):
-    """Readings in order of time (time.monotonic); one thread adds while others look."""
+    """Readings in order of time (time.monotonic); the older half is forgotten when there are `most`."""
 
+    most: int = _MOST_READINGS
     times: list[float] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
 
     def add(self, moment: float, reading: Reading) -> None:
-        """Append; the time comes last, so that whoever finds it finds the reading as well."""
-        self.readings.append(reading)
+        """Append."""
+        if len(self.times) >= self.most:
+            del self.times[: self.most // 2], self.readings[: self.most // 2]
         self.times.append(moment)
+        self.readings.append(reading)
 
     def within(self, start: float, end: float) -> list[Reading]:
         """Readings taken in the window."""
@@ -155,6 +160,7 @@ class Sidecar:
         self.counters: Trace[Counters] = Trace()
         self._open = ExitStack()
         self._device: Device = self._open.enter_context(open_device(device_uuid))
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="nvml sidecar", daemon=True)
 
@@ -171,7 +177,8 @@ class Sidecar:
 
     def window(self, start: float, end: float) -> Telemetry:
         """What the sensors said between two readings of time.monotonic; see `summarize`."""
-        return summarize(self.instants, self.counters, start, end)
+        with self._lock:
+            return summarize(self.instants, self.counters, start, end)
 
     __call__ = window
 
@@ -180,10 +187,14 @@ class Sidecar:
         while not self._stop.is_set():
             now = time.monotonic()
             try:
-                self.instants.add(now, self._device.instant())
+                self._keep(self.instants, now, self._device.instant())
                 if now >= counters_due:
                     counters_due = now + _COUNTER_PERIOD_SECONDS
-                    self.counters.add(now, self._device.counters())
+                    self._keep(self.counters, now, self._device.counters())
             except NvmlError:  # a GPU in trouble: the samples end here, the blocks say so by having none
                 pass
             self._stop.wait(max(0.0, now + _PERIOD_SECONDS - time.monotonic()))
+
+    def _keep(self, trace: Trace[Reading], moment: float, reading: Reading) -> None:
+        with self._lock:
+            trace.add(moment, reading)

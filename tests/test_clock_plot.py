@@ -53,6 +53,19 @@ def test_what_no_block_carries_is_an_empty_line(tmp_path):
     assert (found.nvml, found.power, found.temperature, found.events) == ([], [], [], [])
 
 
+def test_blocks_too_short_for_a_power_leave_that_of_their_cell(tmp_path):
+    run, cells = measured(tmp_path)
+    records = [
+        record.model_copy(update={"cell_power_w": 650.0}) if record.cell == cells[1] else record
+        for record in run.records
+    ]
+    assert [span.power_w for span in timeline(records).cells] == [None, 650.0]
+    figure = draw(replace(run, records=records))
+    assert [ax.get_ylabel() for ax in figure.axes] == ["SM clock (MHz)", "power (W)"]
+    (line,) = figure.axes[1].collections
+    assert [tuple(point) for point in line.get_segments()[0]] == [(100.0, 650.0), (109.5, 650.0)]
+
+
 def test_reasons_and_counters_become_events_those_that_slow_first(tmp_path):
     def telemetry(index):
         return Telemetry(

@@ -111,6 +111,14 @@ def test_throttle_time_is_never_longer_than_the_window():
     assert summarize(Trace(), throttle_counters(rate=1.3), 1.5, 1.6).throttle_s["sw_power_cap"] == pytest.approx(0.1)
 
 
+def test_a_long_trace_forgets_its_older_half():
+    long = Trace(most=10)
+    for moment in range(25):
+        long.add(float(moment), moment)
+    assert long.times == [float(reading) for reading in long.readings]
+    assert long.readings == list(range(15, 25))
+
+
 # -- what a block under a reason is worth -----------------------------------------------------------------------------
 
 
@@ -252,6 +260,15 @@ def test_energy_a_call_is_power_times_time_over_calls():
 
 def test_a_gpu_without_an_energy_counter_has_no_energy():
     assert measure_energy(lambda seconds: 10, lambda: None, 0.05) is None
+
+
+def test_a_gpu_that_is_lost_while_busy_has_no_energy():
+    from marlin_bench.nvml import NvmlError
+
+    def lost():
+        raise NvmlError("GPU is lost")
+
+    assert measure_energy(lambda seconds: 10, lost, 0.05) is None
 
 
 # -- the probe's arithmetic -------------------------------------------------------------------------------------------

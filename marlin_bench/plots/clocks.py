@@ -26,19 +26,15 @@ _MEGA = 1e6
 def draw(run: Run) -> Figure:
     """A figure of the run's clocks; PlotError when no block carries any."""
     found = timeline(run.records)
-    panels = [
-        (name, line, colour)
-        for name, line, colour in (("power (W)", found.power, _ORANGE), ("temperature (°C)", found.temperature, _RED))
-        if line
-    ]
+    has_power = bool(found.power) or any(cell.power_w is not None for cell in found.cells)
+    panels = ([_power] if has_power else []) + ([_temperature] if found.temperature else [])
     if not found.probe and not found.nvml:
         raise PlotError(f"{run.folder.name} has no clocks to draw: they are recorded on GPUs only")
     with themed():
         figure, axes = _layout(run, len(panels), len(found.events))
         _clocks(axes[0], found, run.meta.environment.max_sm_clock_hz)
-        for ax, (name, line, colour) in zip(axes[1:], panels, strict=False):
-            _dots(ax, line, colour)
-            ax.set_ylabel(name)
+        for ax, panel in zip(axes[1:], panels, strict=False):
+            panel(ax, found)
             ax.set_ylim(bottom=0)
         if found.events:
             _events(axes[-1], found.events)
@@ -77,6 +73,21 @@ def _clocks(ax: Axes, found: ClockTimeline, highest: float | None) -> None:
     ax.set_ylabel("SM clock (MHz)")
     ax.set_ylim(bottom=0)
     ax.legend(loc="lower left", ncols=3, fontsize=FONT_SIZE - 1)
+
+
+def _power(ax: Axes, found: ClockTimeline) -> None:
+    """Blocks that were long enough to have one, and the mean of each cell."""
+    if found.power:
+        _dots(ax, found.power, _ORANGE)
+    for cell in found.cells:
+        if cell.power_w is not None:
+            ax.hlines(cell.power_w, cell.start_s, cell.end_s, color=_ORANGE, linewidth=1.5, zorder=2)
+    ax.set_ylabel("power (W)")
+
+
+def _temperature(ax: Axes, found: ClockTimeline) -> None:
+    _dots(ax, found.temperature, _RED)
+    ax.set_ylabel("temperature (°C)")
 
 
 def _events(ax: Axes, events: Sequence[Event]) -> None:
