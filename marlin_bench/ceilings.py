@@ -70,10 +70,10 @@ class _CudaStopwatch:
 
 def _read_streams(watch: _CudaStopwatch, traits: DeviceTraits) -> tuple[_Attempt, _Attempt]:
     """HBM read and L2 read by the streaming kernel, over several grid sizes."""
-    import cupy
     import numpy as np
 
     from marlin_bench.cuda_source import load_module
+    from marlin_bench.cuda_stream import on_torch_stream
 
     kernel = load_module("ceilings").get_function("read_stream")
     free, _ = torch.cuda.mem_get_info()
@@ -83,7 +83,7 @@ def _read_streams(watch: _CudaStopwatch, traits: DeviceTraits) -> tuple[_Attempt
 
     def attempt(read_bytes: int, repeats: int, ctas: int) -> _Attempt:
         def read() -> None:
-            with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+            with on_torch_stream():
                 arguments = (np.uint64(data.data_ptr()), np.uint64(read_bytes // 16), np.int32(repeats))
                 kernel((ctas * (traits.sm_count or 1),), (512,), (*arguments, np.uint64(sink.data_ptr())))
 
@@ -148,15 +148,14 @@ def _tensor_peak(watch: _CudaStopwatch, dtype: torch.dtype) -> _Attempt:
 
 def _launch_floor(watch: _CudaStopwatch) -> _Attempt:
     """Seconds of one empty node in a graph of a thousand."""
-    import cupy
-
     from marlin_bench.cuda_source import load_module
+    from marlin_bench.cuda_stream import on_torch_stream
     from marlin_bench.cuda_timer import capture
 
     kernel = load_module("ceilings").get_function("empty")
 
     def launch() -> None:
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+        with on_torch_stream():
             kernel((1,), (32,), ())
 
     launch()

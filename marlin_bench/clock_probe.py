@@ -60,10 +60,9 @@ class ClockProbe:
         return int(step.item())
 
     def _launch(self, kernel: Any, ctas: int, arguments: tuple[np.generic, ...]) -> None:
-        import cupy
-        import torch
+        from marlin_bench.cuda_stream import on_torch_stream
 
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+        with on_torch_stream():
             kernel((ctas,), (1,), arguments)
 
     def mark(self, slot: int) -> None:

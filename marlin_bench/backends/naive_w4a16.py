@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Launch, Packed
 from marlin_bench.cuda_source import load_module, source_digest
+from marlin_bench.cuda_stream import on_torch_stream
 from marlin_bench.problem import Format, Problem, int4
 from marlin_bench.quantize import SYMMETRIC_ZERO, QuantizedWeights
 
@@ -63,8 +64,6 @@ class NaiveW4A16(Backend):
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
         """One launch of the kernel."""
-        import cupy
-
         group_rows = packed.extra["group_rows"]
         if not isinstance(group_rows, int):
             raise TypeError("packed by another backend")
@@ -77,7 +76,7 @@ class NaiveW4A16(Backend):
         grid = (-(-N // _COLUMNS), -(-M // _ROWS))
 
         def launch() -> None:
-            with cupy.cuda.ExternalStream(torch.cuda.current_stream(activations.device).cuda_stream):
+            with on_torch_stream():
                 kernel(grid, (_COLUMNS,), arguments)
 
         return launch
