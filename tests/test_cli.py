@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_call import caller
 from synthetic_run import RunSpec, environment, h200_records, h200_run, make_record, published_record
 
 from marlin_bench import cli
@@ -19,21 +20,8 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def run_cli(monkeypatch, capsys, tmp_path):
-    """Call the program in an empty folder without published runs: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MARLIN_BENCH_RESULTS", raising=False)
-    for module in ("marlin_bench.store", "marlin_bench.cli.locate"):
-        importlib.import_module(module)
-        monkeypatch.setattr(f"{module}.published_folder", lambda: tmp_path / "published")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["marlin-bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
+    """Call the program: (exit code, stdout, stderr)."""
+    return caller(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

@@ -70,9 +70,12 @@ def backends(as_json: options.AsJson = False) -> None:
 
     Example: marlin-bench list backends
     """
+    import torch
+
     from marlin_bench.backends import backend_names, load_backend
     from marlin_bench.table import Column
 
+    has_cuda = torch.cuda.is_available()
     lines: list[dict[str, str | int]] = []
     for name in backend_names():
         try:
@@ -81,7 +84,10 @@ def backends(as_json: options.AsJson = False) -> None:
             lines.append({"backend": name, "device": "?", "here": f"cannot be loaded ({error})", "summary": ""})
             continue
         missing = backend.missing()
-        here = "yes" if missing is None else f"{missing.reason}: {missing.remedy}"
+        if missing is not None:
+            here = f"{missing.reason}: {missing.remedy}"
+        else:
+            here = "yes" if backend.device == "cpu" or has_cuda else "no CUDA device"
         lines.append({"backend": name, "device": backend.device, "here": here, "summary": backend.summary})
     columns = (Column("backend"), Column("device"), Column("summary", rank=1), Column("here", elastic=True))
     _print(columns, lines, as_json)

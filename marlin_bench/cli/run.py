@@ -113,13 +113,12 @@ def _print_plan(suite: Suite, cells: list[Cell]) -> None:
     print_table(Table(columns, lines), sys.stdout)
     # every timer of a cell has the budget of a cell
     most = len(cells) * suite.sampling.cell_seconds * len(suite.sampling.timers)
-    least = f"at least {format_duration(total)}" if roofs is not None else "no datasheet of its device"
-    backends = ", ".join(cells[0].backends)
-    typer.echo(
-        f"{len(cells)} cells with {backends}: {least} of timed work, about {format_duration(most)} if no cell"
-        " converges early; nothing was measured",
-        err=True,
-    )
+    most_text = f"about {format_duration(most)} if no cell converges early"
+    if roofs is None:
+        estimate = f"{most_text}; floor times need a datasheet of the device, which this suite does not name"
+    else:
+        estimate = f"at least {format_duration(total)} of timed work, {most_text}"
+    typer.echo(f"{len(cells)} cells with {', '.join(cells[0].backends)}: {estimate}; nothing was measured", err=True)
 
 
 def _known_roofs(suite: Suite) -> Roofs | None:
