@@ -1,25 +1,31 @@
 """What the plots draw, worked out beforehand: rows gathered into panels, one a layer.
 
-A plot only places what stands here on axes. Roofs are those of the run at the clock that its fastest product held;
-the band beside the tensor roof spans the clocks of the panel's records.
+A plot only places what stands here on axes. Roofs are those of the run at the clock that its fastest product held; the
+band beside the tensor roof spans the clocks of the panel's records.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from marlin_bench.problem import FP16, Format
-from marlin_bench.record import Flag, Origin
-from marlin_bench.roofline import Roofs
+from marlin_bench.problem import DTYPE_BITS, FP16, Format, Problem
+from marlin_bench.record import Flag, Origin, Status
+from marlin_bench.roofline import Roofs, attainable_time, knee_batch
 from marlin_bench.speedup import Curve, Row, curves
 
 _ABOVE = {Flag.ABOVE_IDEAL, Flag.ABOVE_MEASURED_ROOF}
+_DOUBTFUL = {Flag.NOT_CONVERGED, Flag.THROTTLED, Flag.FEW_OPERAND_SETS}
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A value with its bounds (None where nothing bounds it) over `x`, belonging to batch size M."""
+    """A value with its bounds (None where nothing bounds it) over `x`, belonging to batch size M.
+
+    `flagged`: above a measured roof or above ideal; `doubtful`: not converged, throttled or warm operands.
+    """
 
     x: float
     y: float
@@ -27,6 +33,7 @@ class Point:
     high: float | None
     M: int
     flagged: bool
+    doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,32 @@ class ComputeRoof:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A place on the roofline with what it stands for: a crossover, or a record that cannot be true."""
+
+    backend: str
+    M: float
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFloor:
+    """Flop/s that an empty launch of `seconds` leaves, over intensity, for the weight format that it binds first."""
+
+    seconds: float
+    format: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RooflinePanel:
-    """One layer over arithmetic intensity [flop/byte]; y in flop/s. `knee` is the intensity where the roofs meet."""
+    """One layer over arithmetic intensity [flop/byte]; y in flop/s. `knee` is the intensity where the roofs meet.
+
+    `knees` are the M at which a perfect kernel of each weight format leaves the memory roof; `crossovers` lie on the
+    curve of their backend where the baseline overtakes it; `impossible` are records whose time beat physics, on the
+    roof at their intensity, because no sample of theirs is kept.
+    """
 
     title: str
     memory: float | None
@@ -62,6 +93,10 @@ class RooflinePanel:
     knee: float | None
     series: tuple[Series, ...]
     twins: tuple[tuple[str, tuple[float, float], tuple[float, float]], ...]
+    launch: LaunchFloor | None = None
+    knees: tuple[tuple[str, float], ...] = ()
+    crossovers: tuple[Mark, ...] = ()
+    impossible: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +141,6 @@ def _series(curve: Curve, points: Iterable[Point]) -> Series:
     return Series(curve.backend, published, any(row.record.baseline for row in curve.points), tuple(points))
 
 
-def _is_flagged(row: Row) -> bool:
-    return bool(_ABOVE.intersection(row.flags))
-
-
 def _flops_point(row: Row) -> Point | None:
     if row.time is None or row.achieved_flops is None:
         return None
@@ -121,7 +152,8 @@ def _flops_point(row: Row) -> Point | None:
         low=flop / row.time.high if bounded else None,
         high=flop / row.time.low if bounded else None,
         M=row.record.M,
-        flagged=_is_flagged(row),
+        flagged=bool(_ABOVE.intersection(row.flags)),
+        doubtful=bool(_DOUBTFUL.intersection(row.flags)),
     )
 
 
@@ -169,32 +201,94 @@ def _twins(panel: Sequence[Curve]) -> tuple[tuple[str, tuple[float, float], tupl
     )
 
 
+def _launch_floor(rows: Sequence[Row], roofs: Roofs) -> LaunchFloor | None:
+    """The floor of the format with the fewest bytes: it lies lowest over intensity."""
+    if roofs.launch is None:
+        return None
+    row = min(rows, key=lambda row: row.record.weight_format.bits_per_weight(row.record.K))
+    fmt, problem = row.record.weight_format, row.record.problem
+    batches = sorted({row.record.M for row in rows})
+    products = [Problem(M, problem.N, problem.K, problem.group_size) for M in batches]
+    points = [(p.arithmetic_intensity(fmt, row.activation_bits), p.flop / roofs.launch) for p in products]
+    return LaunchFloor(roofs.launch, fmt.name, tuple(points))
+
+
+def _knees(rows: Sequence[Row], roofs: Roofs) -> tuple[tuple[str, float], ...]:
+    held = roofs.at_clock(_clock_of_fastest(rows))
+    found: dict[str, float] = {}
+    for row in rows:
+        record = row.record
+        M = knee_batch(
+            record.N,
+            record.K,
+            record.weight_format,
+            held,
+            group_size=record.group_size,
+            activation_dtype=record.activation_dtype,
+        )
+        if M is not None and math.isfinite(M) and DTYPE_BITS[record.activation_dtype] == 16:
+            found.setdefault("fp16" if record.format == "bf16" else record.format, M)
+    return tuple(sorted(found.items(), key=lambda pair: pair[1]))
+
+
+def _crossovers(panel: Sequence[Curve]) -> tuple[Mark, ...]:
+    """Where each curve falls through the baseline, between its two measured neighbours, as straight as it is drawn."""
+    marks = []
+    for curve in panel:
+        batch = curve.crossover
+        points = [(row.record.M, point) for row in curve.points if (point := _flops_point(row)) is not None]
+        for (left, start), (right, end) in pairwise(points):
+            if batch is not None and left <= batch <= right:
+                share = math.log(batch / left) / math.log(right / left)
+                x, y = (a * (b / a) ** share for a, b in ((start.x, end.x), (start.y, end.y)))
+                marks.append(Mark(curve.backend, batch, x, y))
+                break
+    return tuple(marks)
+
+
+def _impossible(rows: Sequence[Row], roofs: Roofs | None) -> tuple[Mark, ...]:
+    marks = []
+    for row in rows:
+        record = row.record
+        if record.status is not Status.IMPOSSIBLE or roofs is None:
+            continue
+        floor = attainable_time(record.problem, record.weight_format, roofs, record.activation_dtype)
+        if floor is not None:
+            marks.append(Mark(record.backend, record.M, row.arithmetic_intensity, record.problem.flop / floor))
+    return tuple(marks)
+
+
 def roofline_panels(rows: Sequence[Row], roofs: Roofs | None) -> list[RooflinePanel]:
     """One panel a layer and group size that has points."""
-    gathered = _panels(row for row in rows if row.time is not None)
+    drawn = [row for row in rows if row.time is not None or row.record.status is Status.IMPOSSIBLE]
+    gathered = [panel for panel in _panels(drawn) if any(row.time is not None for one in panel for row in one.points)]
     several = _several_groups(gathered) if gathered else False
-    panels = []
-    for panel in gathered:
-        members = [row for curve in panel for row in curve.points]
-        compute = () if roofs is None else _compute_roofs(members, roofs)
-        dense = [roof for roof in compute if not roof.name.endswith("2:4")]
-        knee = None if roofs is None or not dense else max(roof.rate for roof in dense) / roofs.memory
-        panels.append(
-            RooflinePanel(
-                title=_title(panel[0], with_group=several),
-                memory=None if roofs is None else roofs.memory,
-                memory_name="RAM" if any(row.record.backend.startswith("dense_") for row in members) else "HBM",
-                l2=None if roofs is None else roofs.l2,
-                compute=compute,
-                knee=knee,
-                series=tuple(
-                    _series(curve, (point for row in curve.points if (point := _flops_point(row)) is not None))
-                    for curve in panel
-                ),
-                twins=_twins(panel),
-            )
-        )
-    return panels
+    return [_roofline_panel(panel, roofs, with_group=several) for panel in gathered]
+
+
+def _roofline_panel(panel: Sequence[Curve], roofs: Roofs | None, *, with_group: bool) -> RooflinePanel:
+    everything = [row for curve in panel for row in curve.points]
+    members = [row for row in everything if row.time is not None]
+    compute = () if roofs is None else _compute_roofs(members, roofs)
+    dense = [roof for roof in compute if not roof.name.endswith("2:4")]
+    knee = None if roofs is None or not dense else max(roof.rate for roof in dense) / roofs.memory
+    series = (
+        _series(curve, (point for row in curve.points if (point := _flops_point(row)) is not None)) for curve in panel
+    )
+    return RooflinePanel(
+        title=_title(panel[0], with_group=with_group),
+        memory=None if roofs is None else roofs.memory,
+        memory_name="RAM" if any(row.record.backend.startswith("dense_") for row in members) else "HBM",
+        l2=None if roofs is None else roofs.l2,
+        compute=compute,
+        knee=knee,
+        series=tuple(one for one in series if one.points),
+        twins=_twins(panel),
+        launch=None if roofs is None else _launch_floor(members, roofs),
+        knees=() if roofs is None else _knees(members, roofs),
+        crossovers=_crossovers(panel),
+        impossible=_impossible(everything, roofs),
+    )
 
 
 def _speedup_point(row: Row) -> Point | None:
@@ -207,7 +301,8 @@ def _speedup_point(row: Row) -> Point | None:
         low=row.speedup.low if bounded else None,
         high=row.speedup.high if bounded else None,
         M=row.record.M,
-        flagged=_is_flagged(row),
+        flagged=bool(_ABOVE.intersection(row.flags)),
+        doubtful=bool(_DOUBTFUL.intersection(row.flags)),
     )
 
 
@@ -218,6 +313,11 @@ def _ideals(panel: Sequence[Curve]) -> tuple[IdealLine, ...]:
             if row.ideal_speedup is not None and not row.record.baseline:
                 by_format.setdefault(row.record.format, {}).setdefault(row.record.M, row.ideal_speedup)
     return tuple(IdealLine(name, tuple(sorted(points.items()))) for name, points in by_format.items())
+
+
+def _baseline(panel: Sequence[Curve]) -> str:
+    names = dict.fromkeys(row.baseline for curve in panel for row in curve.points if row.baseline is not None)
+    return next(iter(names)) if len(names) == 1 else f"the faster of {' and '.join(sorted(names))}"
 
 
 def speedup_panels(rows: Sequence[Row]) -> list[SpeedupPanel]:
@@ -231,9 +331,7 @@ def speedup_panels(rows: Sequence[Row]) -> list[SpeedupPanel]:
     return [
         SpeedupPanel(
             title=_title(panel[0], with_group=several),
-            baseline=" / ".join(
-                dict.fromkeys(row.baseline for curve in panel for row in curve.points if row.baseline is not None)
-            ),
+            baseline=_baseline(panel),
             series=tuple(
                 _series(curve, (point for row in curve.points if (point := _speedup_point(row)) is not None))
                 for curve in panel

@@ -11,7 +11,7 @@ from marlin_bench.panels import roofline_panels, speedup_panels
 from marlin_bench.plots import roofline, speedup
 from marlin_bench.plots.canvas import MOST_PANELS, PlotError, save
 from marlin_bench.plots.theme import looks
-from marlin_bench.record import Ceiling
+from marlin_bench.record import Ceiling, Flag, Status
 from marlin_bench.roofline import Roofs, roofs_from_ceilings
 from marlin_bench.speedup import rows
 
@@ -184,3 +184,51 @@ def test_files_are_svg_and_png_and_the_same_records_give_the_same_svg(made, tmp_
     assert paths[0].read_bytes() == paths[2].read_bytes()
     with pytest.raises(PlotError, match="cannot write"):
         save(roofline.draw(panels, "H200"), [tmp_path / "no" / "folder.svg"])
+
+
+def test_the_knee_is_marked_with_its_M_and_the_crossover_on_its_curve(made):
+    panel = roofline_panels(made, ROOFS)[1]
+    assert dict(panel.knees)["int4_g128"] == pytest.approx(47, abs=1)  # at the 1400 MHz of the fastest product
+    mark = next(mark for mark in panel.crossovers if mark.backend == "marlin")
+    left, right = panel.series[1].points[3], panel.series[1].points[4]
+    assert (left.M, right.M) == (64, 128)
+    assert left.M < mark.M < right.M
+    assert left.x < mark.x < right.x
+    said = texts(roofline.draw([panel], "H200"))
+    assert f"1x at M={mark.M:.0f}" in said
+    assert "M=47 int4" in said
+
+
+def test_the_launch_floor_is_drawn_where_the_page_shows_it(made):
+    panel = roofline_panels(made, ROOFS)[1]
+    assert panel.launch.points[0][1] == pytest.approx(2 * 8192 * 8192 / 1.4e-6)
+    assert "launch 1.40 µs" in texts(roofline.draw([panel], "H200"))
+    far_above = rows([make_record("marlin", 1, 1e-3, layer="72k_x_18k", N=18432, K=73728)], ROOFS)
+    assert "launch" not in texts(roofline.draw(roofline_panels(far_above, ROOFS), "slow"))
+
+
+def test_an_impossible_record_is_a_cross_on_the_roof_and_no_point():
+    refused = make_record("naive_w4a16", 16, 0, status=Status.IMPOSSIBLE, reason="less than the bytes take")
+    found = rows([make_record("marlin", 16, 2e-5), refused], ROOFS)
+    panel = roofline_panels(found, ROOFS)[0]
+    assert [series.backend for series in panel.series] == ["marlin"]
+    (mark,) = panel.impossible
+    assert mark.y == pytest.approx(mark.x * ROOFS.memory)
+    assert "impossible" in texts(roofline.draw([panel], "H200"))
+    assert roofline_panels(rows([refused], ROOFS), ROOFS) == []
+
+
+def test_a_sample_that_did_not_settle_is_pale_and_said_to_be():
+    settled = rows([make_record("marlin", 1, 2e-5)], ROOFS)
+    moved = rows([make_record("marlin", 1, 2e-5, flags=[Flag.THROTTLED])], ROOFS)
+    assert "pale" not in texts(roofline.draw(roofline_panels(settled, ROOFS), "settled"))
+    assert "pale" in texts(roofline.draw(roofline_panels(moved, ROOFS), "throttled"))
+
+
+def test_the_legend_stays_on_the_page(made):
+    everything = [make_record("naive_w4a16", 16, 0, status=Status.IMPOSSIBLE, reason="no"), *h200_records()]
+    figure = roofline.draw(roofline_panels(rows(everything, ROOFS), ROOFS), "H200")
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1

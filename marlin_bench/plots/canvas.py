@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 SUFFIXES = (".svg", ".png")
 MOST_PANELS = 24
 ABOVE = "above a measured roof or the ideal"
+DOUBTFUL = "pale: not converged or throttled"
+IMPOSSIBLE = "impossible: beats physics, shown on the roof"
+_REMARKS = (ABOVE, DOUBTFUL, IMPOSSIBLE)
 _WIDTH_INCHES = 8.3  # a README column of 830 px at 100 dpi
 _PNG_DPI = 200
+_LETTER_INCHES = 0.068  # a letter of the legend, on average, and what a handle and its gaps take
+_HANDLE_INCHES = 0.5
 
 
 class PlotError(ValueError):
@@ -67,13 +73,14 @@ def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    if ABOVE in entries:
-        entries[ABOVE] = entries.pop(ABOVE)  # the remark comes last
+    for remark in _REMARKS:  # remarks come last
+        if remark in entries:
+            entries[remark] = entries.pop(remark)
     figure.legend(
         list(entries.values()),
         list(entries),
         loc="outside lower center",
-        ncols=min(len(entries), 5),
+        ncols=_legend_columns(list(entries)),
         columnspacing=1.4,
         handletextpad=0.5,
     )
@@ -85,6 +92,17 @@ def settle(figure: Figure) -> None:
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """As many columns as the page is wide, at most five; a legend is filled down its columns, the first ones longer."""
+    for columns in range(min(5, len(labels)), 1, -1):
+        lines, longer = divmod(len(labels), columns)
+        starts = [column * lines + min(column, longer) for column in range(columns + 1)]
+        widest = [max(map(len, labels[start:end])) for start, end in pairwise(starts)]
+        if sum(_HANDLE_INCHES + _LETTER_INCHES * width for width in widest) <= _WIDTH_INCHES:
+            return columns
+    return 1
 
 
 def save(figure: Figure, paths: Sequence[Path]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from marlin_bench.panels import ComputeRoof, Point, RooflinePanel, Series
-from marlin_bench.plots.canvas import ABOVE, settle, shared_legend, small_multiples, themed
+from marlin_bench.panels import ComputeRoof, LaunchFloor, Mark, Point, RooflinePanel, Series
+from marlin_bench.plots.canvas import ABOVE, DOUBTFUL, IMPOSSIBLE, settle, shared_legend, small_multiples, themed
 from marlin_bench.plots.theme import BAND, FAINT, FONT_SIZE, INK, MUTED, Look, looks
-from marlin_bench.units import format_bandwidth, format_clock, format_flops
+from marlin_bench.units import format_bandwidth, format_clock, format_flops, format_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TERA = 1e12
 _SMALL = FONT_SIZE - 2
+_ONE_LABEL = 1.15  # roofs closer than this share a line of text
 
 
 def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
@@ -28,19 +29,26 @@ def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
         detailed = len(panels) <= 2
         slopes: list[_SlopeLabel] = []
         limits = _limits(panels)
-        styles = looks(series.backend for panel in panels for series in panel.series)
+        styles = looks(_backends(panels))
         for ax, panel in zip(axes, panels, strict=True):
             _frame(ax, limits)
             slopes += _roofs(ax, panel, limits, detailed=detailed)
             _twins(ax, panel, styles)
             for series in panel.series:
                 _points(ax, series, styles[series.backend])
+            _crossovers(ax, panel.crossovers, styles)
+            _impossible(ax, panel.impossible, styles)
             _label_batches(ax, panel, styles, apart=1.7 if detailed else 3.5)
             ax.set_title(panel.title)
         shared_legend(figure, axes)
         settle(figure)
         _lay_along(slopes)
         return figure
+
+
+def _backends(panels: Sequence[RooflinePanel]) -> list[str]:
+    drawn = [series.backend for panel in panels for series in panel.series]
+    return drawn + [mark.backend for panel in panels for mark in panel.impossible]
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def _limits(panels: Sequence[RooflinePanel]) -> Limits:
     xs = [point.x for panel in panels for series in panel.series for point in series.points]
     ys = [point.y / _TERA for panel in panels for series in panel.series for point in series.points]
     xs += [panel.knee for panel in panels if panel.knee is not None]
-    ys += [roof.rate / _TERA for panel in panels for roof in panel.compute]
+    ys += [roof.highest / _TERA for panel in panels for roof in panel.compute]
     return (min(xs) / 1.6, max(xs) * 2.2), (min(ys) / 2, max(ys) * 2.2)
 
 
@@ -81,15 +89,21 @@ def _roofs(ax: Axes, panel: RooflinePanel, limits: Limits, *, detailed: bool) ->
         return []
     top = max((roof.rate for roof in panel.compute), default=None)
     memory = f"{panel.memory_name} {format_bandwidth(panel.memory)}"
-    labels = [_slope(ax, panel.memory, top, limits, "-", memory, detailed)]
+    below = panel.l2 is not None  # the two slopes lie close: one label over the upper, one under the lower
+    labels = [_slope(ax, panel.memory, top, limits, "-", memory, detailed=detailed, below=below)]
     if panel.l2 is not None:
-        labels.append(_slope(ax, panel.l2, top, limits, ":", f"L2 {format_bandwidth(panel.l2)}", detailed))
+        l2 = f"L2 {format_bandwidth(panel.l2)}"
+        labels.append(_slope(ax, panel.l2, top, limits, ":", l2, detailed=detailed, below=False))
+    if panel.launch is not None:
+        _launch(ax, panel.launch, limits)
     for roof in panel.compute:
-        _compute_roof(ax, roof, panel.memory, limits, detailed=detailed)
+        _compute_roof(ax, roof, panel.memory, limits)
+    _compute_labels(ax, panel.compute, limits, detailed=detailed)
     if panel.knee is not None:
         ax.axvline(panel.knee, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
+        batches = "".join(f"\nM={M:.0f} {fmt.split('_g')[0]}" for fmt, M in reversed(panel.knees))
         ax.annotate(
-            f"knee {panel.knee:.0f} FLOP/B",
+            f"knee {panel.knee:.0f} FLOP/B{batches}",
             (panel.knee, limits[1][0]),
             xytext=(3, 4),
             textcoords="offset points",
@@ -99,27 +113,58 @@ def _roofs(ax: Axes, panel: RooflinePanel, limits: Limits, *, detailed: bool) ->
     return [label for label in labels if label is not None]
 
 
-def _compute_roof(ax: Axes, roof: ComputeRoof, memory: float, limits: Limits, *, detailed: bool) -> None:
+def _launch(ax: Axes, floor: LaunchFloor, limits: Limits) -> None:
+    """What an empty launch leaves; nothing where it lies above the page."""
+    inside = [(x, y / _TERA) for x, y in floor.points if y / _TERA < limits[1][1]]
+    if not inside:
+        return
+    xs, ys = zip(*floor.points, strict=True)
+    ax.plot(xs, [y / _TERA for y in ys], color=MUTED, linewidth=1, linestyle="-.", zorder=1)
+    ax.annotate(
+        f"launch {format_time(floor.seconds)}",
+        inside[0],
+        xytext=(-3, 0),
+        textcoords="offset points",
+        ha="right",
+        fontsize=_SMALL,
+        color=MUTED,
+    )
+
+
+def _compute_roof(ax: Axes, roof: ComputeRoof, memory: float, limits: Limits) -> None:
     """The roof at the clock held, and as a band where it stood at the other clocks of the panel."""
     start, right = roof.rate / memory, limits[0][1]
     ax.plot([start, right], [roof.rate / _TERA] * 2, color=INK, linewidth=1.3)
     if roof.highest > roof.lowest:
         ax.fill_between([start, right], roof.lowest / _TERA, roof.highest / _TERA, color=BAND, linewidth=0, zorder=0)
-    clock = f" at {format_clock(roof.sm_clock_hz)}" if detailed and roof.sm_clock_hz is not None else ""
-    ax.annotate(
-        f"{roof.name} {format_flops(roof.rate)}{clock}",
-        (right, roof.rate / _TERA),
-        xytext=(-2, 3),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        fontsize=_SMALL,
-        color=INK,
-    )
+
+
+def _compute_labels(ax: Axes, roofs: Sequence[ComputeRoof], limits: Limits, *, detailed: bool) -> None:
+    """A label over each roof; roofs that nearly touch share one over the highest of them."""
+    stacks: list[list[ComputeRoof]] = []
+    for roof in sorted(roofs, key=lambda roof: roof.rate):
+        if stacks and roof.rate < _ONE_LABEL * stacks[-1][0].rate:
+            stacks[-1].append(roof)
+        else:
+            stacks.append([roof])
+    for stack in stacks:
+        highest = stack[-1]
+        clock = f" at {format_clock(highest.sm_clock_hz)}" if detailed and highest.sm_clock_hz is not None else ""
+        names = ", ".join(f"{roof.name} {format_flops(roof.rate).split()[0]}" for roof in stack[:-1])
+        ax.annotate(
+            f"{names}{', ' if names else ''}{highest.name} {format_flops(highest.rate)}{clock}",
+            (limits[0][1], highest.rate / _TERA),
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=_SMALL,
+            color=INK,
+        )
 
 
 def _slope(
-    ax: Axes, rate: float, top: float | None, limits: Limits, style: str, label: str, detailed: bool
+    ax: Axes, rate: float, top: float | None, limits: Limits, style: str, label: str, *, detailed: bool, below: bool
 ) -> _SlopeLabel | None:
     """A memory roof from the left edge to where it meets the highest compute roof, and its label."""
     (left, right), (bottom, upper) = limits
@@ -131,8 +176,9 @@ def _slope(
     text = ax.annotate(
         label if detailed else label.split(maxsplit=1)[0],
         (place, place * rate / _TERA),
-        xytext=(-4, 6),
+        xytext=(4, -5) if below else (-4, 6),
         textcoords="offset points",
+        va="top" if below else "baseline",
         rotation_mode="anchor",
         fontsize=_SMALL,
         color=INK,
@@ -179,7 +225,52 @@ def _points(ax: Axes, series: Series, look: Look) -> None:
         label=label,
         zorder=3,
     )
+    fade_doubtful(ax, [(point.x, point.y / _TERA) for point in series.points if point.doubtful], look)
     ring_flagged(ax, [(point.x, point.y / _TERA) for point in series.points if point.flagged])
+
+
+def fade_doubtful(ax: Axes, places: Sequence[tuple[float, float]], look: Look) -> None:
+    """A white veil over points that did not converge, were throttled or read warm operands."""
+    if places:
+        xs, ys = zip(*places, strict=True)
+        ax.plot(
+            xs,
+            ys,
+            look.marker,
+            color="white",
+            markeredgecolor=look.colour,
+            markersize=5,
+            alpha=0.6,
+            markeredgewidth=0.6,
+            label=DOUBTFUL,
+            zorder=3.5,
+        )
+
+
+def _crossovers(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look]) -> None:
+    """A bar across the curve where the 16-bit baseline overtakes it."""
+    for place, mark in enumerate(marks):
+        colour = styles[mark.backend].colour
+        ax.plot([mark.x], [mark.y / _TERA], marker="|", color=colour, markersize=12, markeredgewidth=1.6, zorder=4)
+        ax.annotate(
+            f"1x at M={mark.M:.0f}",
+            (mark.x, mark.y / _TERA),
+            xytext=(0, -8 if place % 2 else 8),  # neighbours take turns above and below
+            textcoords="offset points",
+            ha="center",
+            va="top" if place % 2 else "bottom",
+            fontsize=_SMALL,
+            color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85},
+        )
+
+
+def _impossible(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look]) -> None:
+    for mark in marks:
+        colour = styles[mark.backend].colour
+        ax.plot(
+            [mark.x], [mark.y / _TERA], "x", color=colour, markersize=9, markeredgewidth=2, label=IMPOSSIBLE, zorder=5
+        )
 
 
 def ring_flagged(ax: Axes, places: Sequence[tuple[float, float]]) -> None:
