@@ -393,12 +393,13 @@ class CellMeasurement:
 
     def _block(self, sample: Sample, index: int, position: int, window: TelemetryWindow | None) -> Block:
         telemetry = None if window is None else window(sample.started, sample.ended)
+        # more digits than the clocks behind them have would only make records large
         return Block(
             index=index,
             order=position,
-            times=sample.times,
-            started_s=max(0.0, sample.started - self.job.clock_origin),
-            sm_clock_hz=sample.sm_clock_hz,
+            times=[float(f"{time:.7g}") for time in sample.times],
+            started_s=round(max(0.0, sample.started - self.job.clock_origin), 3),
+            sm_clock_hz=None if sample.sm_clock_hz is None else round(sample.sm_clock_hz, -4),
             telemetry=telemetry,
             flags=[] if telemetry is None else telemetry_flags(telemetry),
         )

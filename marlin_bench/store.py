@@ -6,9 +6,12 @@ costs that line alone. One writer at a time holds a folder; a second one is told
 
 from __future__ import annotations
 
+import gc
+import gzip
 import json
 import os
 import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +20,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from marlin_bench.provenance import UNKNOWN_COMMIT
 from marlin_bench.record import SCHEMA_VERSION, Record, RunMeta
 
 META_FILE = "run.json"
 RECORDS_FILE = "records.jsonl"
+PACKED_RECORDS_FILE = "records.jsonl.gz"
 LOCK_FILE = "writer.lock"
 RESULTS_VARIABLE = "MARLIN_BENCH_RESULTS"
 
@@ -61,15 +66,36 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _parse_lines(path: Path) -> list[Record]:
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Thousands of records are all kept: looking for garbage among them would take longer than reading them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+_TODAY = b'{"schema_version":%d,' % SCHEMA_VERSION
+
+
+def _parse_record(line: bytes) -> Record:
+    if line.startswith(_TODAY):
+        return Record.model_validate_json(line)
+    return Record.model_validate(upgrade(json.loads(line)))
+
+
+def _parse_lines(data: bytes, path: Path) -> list[Record]:
     records: list[Record] = []
-    lines = path.read_bytes().split(b"\n")
+    lines = data.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         is_last = number == len(lines)  # a whole line ends in a newline, so only a cut one stands last
         try:
-            records.append(Record.model_validate(upgrade(json.loads(line))))
+            records.append(_parse_record(line))
         except (ValueError, ValidationError) as error:
             if is_last:
                 break
@@ -94,13 +120,51 @@ def read_meta(folder: Path) -> RunMeta:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in `folder` (or the folder of a named records.jsonl); for a record measured twice the last one counts."""
-    if folder.name == RECORDS_FILE:
+    """The run in `folder` (or the folder of a named records file); for a record measured twice the last one counts."""
+    if folder.name in {RECORDS_FILE, PACKED_RECORDS_FILE}:
         folder = folder.parent
     meta = read_meta(folder)
-    path = folder / RECORDS_FILE
-    latest = {record.id: record for record in (_parse_lines(path) if path.exists() else [])}
+    with _without_garbage_collection():
+        latest = {record.id: record for record in _read_records(folder)}
     return Run(folder, meta, list(latest.values()))
+
+
+def _read_records(folder: Path) -> list[Record]:
+    plain, packed = folder / RECORDS_FILE, folder / PACKED_RECORDS_FILE
+    if plain.exists():
+        return _parse_lines(plain.read_bytes(), plain)
+    if not packed.exists():
+        return []
+    try:
+        return _parse_lines(gzip.decompress(packed.read_bytes()), packed)
+    except (OSError, EOFError, zlib.error) as error:
+        raise StoreError(f"{packed} cannot be unpacked ({error}): restore it") from error
+
+
+def publish(folder: Path, published: Path) -> Path:
+    """Copy a run into `published`, its records packed (small enough for git); where it went.
+
+    StoreError for a run of unknown or changed code: nobody could measure it again.
+    """
+    run = read_run(folder)
+    revision = run.meta.environment
+    if run.meta.origin == "measured" and (revision.dirty is not False or revision.commit == UNKNOWN_COMMIT):
+        state = "has uncommitted changes" if revision.dirty else "is unknown"
+        raise StoreError(
+            f"{folder} is not published: the code it ran ({revision.commit}) {state}; commit and run again"
+        )
+    target = published / folder.resolve().parent.name / folder.resolve().name
+    target.mkdir(parents=True, exist_ok=True)
+    (target / META_FILE).write_bytes((folder / META_FILE).read_bytes())
+    lines = "".join(_line(record) for record in run.records)
+    (target / PACKED_RECORDS_FILE).write_bytes(gzip.compress(lines.encode(), mtime=0))
+    return target
+
+
+def _line(record: Record) -> str:
+    """One line of records.jsonl: the schema version first, fields at their defaults left out."""
+    fields = record.model_dump(mode="json", exclude_defaults=True)
+    return json.dumps({"schema_version": record.schema_version, **fields}, separators=(",", ":")) + "\n"
 
 
 def find_runs(results: Path) -> list[Path]:
@@ -136,7 +200,7 @@ class RunWriter:
 
     def append(self, record: Record) -> None:
         """Add one record and see it on disk; DiskFullError leaves the file as it was before."""
-        data = (record.model_dump_json(exclude_defaults=False) + "\n").encode()
+        data = _line(record).encode()
         with self._records.open("ab") as handle:
             start = handle.tell()
             try:

@@ -14,6 +14,7 @@ from marlin_bench.store import (
     find_runs,
     newest_run,
     open_writer,
+    publish,
     published_folder,
     read_run,
     results_folder,
@@ -125,6 +126,31 @@ def test_runs_are_found_in_order_of_time_and_a_quotation_is_never_the_newest(tmp
     assert [path.name[:8] for path in find_runs(tmp_path)] == ["20260101", "20260102", "20270101"]
     assert newest_run(tmp_path).name == "20260102T000000Z_b_x"
     assert newest_run(tmp_path / "nothing") is None
+
+
+def test_a_published_run_is_packed_and_reads_the_same(folder, tmp_path):
+    target = publish(folder, tmp_path / "published")
+    assert target == tmp_path / "published" / "h200" / "run"
+    assert {path.name for path in target.iterdir()} == {"run.json", "records.jsonl.gz"}
+    assert read_run(target).records == read_run(folder).records
+    (target / "records.jsonl.gz").write_bytes((target / "records.jsonl.gz").read_bytes()[:-30])
+    with pytest.raises(StoreError, match="cannot be unpacked"):
+        read_run(target)
+
+
+@pytest.mark.parametrize(("commit", "dirty"), [("unknown", None), ("abc", True), ("abc", None)])
+def test_a_run_of_unknown_or_changed_code_is_not_published(folder, tmp_path, commit, dirty):
+    meta = make_meta()
+    changed = meta.environment.model_copy(update={"commit": commit, "dirty": dirty})
+    (folder / "run.json").write_text(meta.model_copy(update={"environment": changed}).model_dump_json())
+    with pytest.raises(StoreError, match="is not published"):
+        publish(folder, tmp_path / "published")
+
+
+def test_lines_are_compact_and_start_with_the_schema_version(folder):
+    line = (folder / "records.jsonl").read_text().splitlines()[0]
+    assert line.startswith('{"schema_version":1,')
+    assert "null" not in line.replace('"group_size":null', "")
 
 
 def test_results_go_where_the_option_then_the_variable_says(monkeypatch, tmp_path):
