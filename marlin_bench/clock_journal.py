@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -69,7 +68,7 @@ def journal_folder() -> Path:
 def new_journal(device_uuid: str, run: str, pid: int, *, sm: bool, memory: bool) -> Journal:
     """A journal of this process as guardian of `pid`."""
     since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Journal(device_uuid, run, pid, os.getpid(), socket.gethostname(), boot_id(), since, sm, memory)
+    return Journal(device_uuid, run, pid, os.getpid(), os.uname().nodename, boot_id(), since, sm, memory)
 
 
 def _parse(text: str) -> Journal | None:
