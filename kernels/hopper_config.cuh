@@ -25,6 +25,8 @@ constexpr bool kScaleAccumulators = SCALE_ACCUMULATORS;  // group scales go on F
 constexpr int kCtasPerSm = CTAS_PER_SM;                  // CTAs that must fit an SM at once
 constexpr bool kEarlyTrigger = EARLY_TRIGGER;  // the next launch may become resident at once, else after the last copy
 constexpr int kInFlight = IN_FLIGHT;           // steps of products that run while the next step's weights are dequantised
+constexpr int kStepProducts = STEP_PRODUCTS;   // k16 products of a block in one step
+constexpr bool kBlockOrder = BLOCK_ORDER;  // products of a block follow each other
 constexpr bool kReallocate = REALLOCATE;       // the producer hands its registers to the consumers
 
 constexpr int kTileK = 128;
@@ -52,7 +54,7 @@ constexpr int kPanelBytes = kBatchTile * 128;  // 64 K of the batch tile, 128-by
 constexpr int kStageActivationBytes = kStageTiles * 2 * kPanelBytes;
 constexpr int kStageWeightBytes = kStageTiles * kTileRows / kBlockRows * kBlockBytes;
 
-// Shared memory: activations | weights | exchange | output staging | barriers and a broadcast word.
+// Shared memory: activations | weights | exchange | output staging | column factors | barriers and a broadcast word.
 constexpr int kConsumerWarps = kConsumerThreads / 32;
 constexpr int kStagingBytes = 16 * 32;  // a warp's 16 batch rows x 16 features
 constexpr int kExchangeBytes = kSplitCluster ? kSplit * kTileRows * kBatchTile * 4 : 0;
@@ -60,13 +62,14 @@ constexpr int kActivationsAt = 0;
 constexpr int kWeightsAt = kActivationsAt + kStages * kStageActivationBytes;
 constexpr int kExchangeAt = kWeightsAt + kStages * kStageWeightBytes;
 constexpr int kStagingAt = kExchangeAt + kExchangeBytes;
-constexpr int kBarriersAt = kStagingAt + kConsumerWarps * kStagingBytes;
+constexpr int kFactorsAt = kStagingAt + kConsumerWarps * kStagingBytes;
+constexpr int kBarriersAt = kFactorsAt + kTileRows * 4;
 constexpr int kBroadcastAt = kBarriersAt + 2 * kStages * 8;
 constexpr int kSharedBytes = kBroadcastAt + 16;
 
 // Registers after the hand-over, from what ptxas grants at entry for this many threads.
-constexpr int kEntryRegisters = 65536 / kThreads / 8 * 8;
-constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : kWarpgroups == 3 ? 32 : 24;
+constexpr int kEntryRegisters = 65536 / (kThreads * kCtasPerSm) / 8 * 8;
+constexpr int kProducerRegisters = kCtasPerSm > 1 ? 24 : kWarpgroups == 2 ? 40 : kWarpgroups == 3 ? 32 : 24;
 constexpr int kConsumerRegisters =
     (kEntryRegisters * kThreads - 128 * kProducerRegisters) / kConsumerThreads / 8 * 8;
 

@@ -35,10 +35,12 @@ struct FeaturePair {
   float low_factor, high_factor;
   float low_bias, high_bias;
 
-  __device__ __forceinline__ FeaturePair(const Output& output, int first_feature, int lane) {
+  // factors: shared address of the tile's column factors; `in_tile` is the first feature's place there.
+  __device__ __forceinline__ FeaturePair(const Output& output, u32 factors, int in_tile, int first_feature, int lane) {
     const int low = first_feature + (lane >> 2);
-    low_factor = output.column_factors[low] * kLowUnit;
-    high_factor = output.column_factors[low + 8] * kHighUnit;
+    const u32 address = factors + (in_tile + (lane >> 2)) * 4;
+    low_factor = __uint_as_float(ld_shared_u32(address)) * kLowUnit;
+    high_factor = __uint_as_float(ld_shared_u32(address + 32)) * kHighUnit;
     low_bias = load_bias(output, low);
     high_bias = load_bias(output, low + 8);
   }
@@ -75,15 +77,42 @@ __device__ __forceinline__ void store_16x16(const Output& output, const FeatureP
   __syncwarp();
 }
 
+// The tile's column factors take the long way from memory while the main loop runs: each consumer thread loads its share before
+// the loop and puts it into shared memory after it. A barrier of the consumers must follow.
+class ColumnFactors {
+ public:
+  __device__ __forceinline__ ColumnFactors(const Output& output, int tile_feature) {
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) {
+      const int feature = tile_feature + i * kConsumerThreads + threadIdx.x;
+      const bool is_mine = i * kConsumerThreads + threadIdx.x < kTileRows && feature < output.N;
+      values_[i] = is_mine ? __ldg(output.column_factors + feature) : 0.f;
+    }
+  }
+
+  __device__ __forceinline__ void share(u32 shared) const {
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) {
+      const int place = i * kConsumerThreads + threadIdx.x;
+      if (place < kTileRows) st_shared_u32(shared + place * 4, __float_as_uint(values_[i]));
+    }
+  }
+
+ private:
+  static constexpr int kShare = (kTileRows + kConsumerThreads - 1) / kConsumerThreads;
+  float values_[kShare];
+};
+
 // Stores all sums of a warp: kBlocks blocks of 16 features (64 apart) x kBatchTile rows.
 __device__ __forceinline__ void store_tile(const Output& output, const float (&sums)[kBlocks][kBatchTile / 2],
-                                           int warp_feature, int first_row, u32 staging, int lane) {
+                                           int tile_feature, int in_tile, int first_row, u32 factors, u32 staging,
+                                           int lane) {
   const float nothing[4] = {};
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    const int first_feature = warp_feature + block * kBlockRows;
+    const int first_feature = tile_feature + in_tile + block * kBlockRows;
     if (first_feature >= output.N) continue;
-    const FeaturePair features(output, first_feature, lane);
+    const FeaturePair features(output, factors, in_tile + block * kBlockRows, first_feature, lane);
 #pragma unroll
     for (int n = 0; n < kBatchTile; n += 16) {
       const int rows = min(output.M - first_row, kBatchTile) - n;

@@ -18,7 +18,7 @@
 constexpr bool kPromote = kScaleAccumulators && kGroupSize != 0;
 constexpr int kHalves = 2 * kStageTiles / kSplit;  // 64-K halves of a stage that one warpgroup multiplies
 constexpr int kHalvesPerGroup = kGroupSize == 64 ? 1 : 2;
-constexpr int kStepProducts = 2;  // k16 products a step and block
+constexpr int kSteps = 4 / kStepProducts;          // of a half
 constexpr int kFragmentSets = kInFlight == 1 ? 2 : 4;
 using Products = WgmmaRs<kBatchTile, kBf16>;
 
@@ -131,9 +131,9 @@ class Mainloop {
       }
     }
 #pragma unroll
-    for (int step = 0; step < 2; ++step) {
-      const int step_in_group = kHalf % kHalvesPerGroup * 2 + step;
-      auto& fragments = fragments_[(kHalf * 2 + step) % kFragmentSets];
+    for (int step = 0; step < kSteps; ++step) {
+      const int step_in_group = kHalf % kHalvesPerGroup * kSteps + step;
+      auto& fragments = fragments_[(kHalf * kSteps + step) % kFragmentSets];
 #pragma unroll
       for (int product = 0; product < kStepProducts; ++product) {
 #pragma unroll
@@ -141,7 +141,7 @@ class Mainloop {
           dequantize(fragments[product][block], codes_.words[block][step * kStepProducts + product], constants_[block]);
         }
       }
-      if (step == 1) {
+      if (step == kSteps - 1) {
         if constexpr (kHalf + 1 < kHalves) {
           read_codes<kHalf + 1>(codes_, ring_.weights(stage), at_);
         } else if (more) {
@@ -155,31 +155,30 @@ class Mainloop {
       }
       wgmma_fence();
 #pragma unroll
-      for (int product = 0; product < kStepProducts; ++product) {
+      for (int i = 0; i < kStepProducts * kBlocks; ++i) {
+        const int product = kBlockOrder ? i % kStepProducts : i / kBlocks;
+        const int block = kBlockOrder ? i / kStepProducts : i % kBlocks;
         const int k16 = step * kStepProducts + product;
         const int panel = kHalf / 2 * kSplit * 2 + kHalf % 2;
         const u64 b = matrix_descriptor(descriptor + panel * (kPanelBytes >> 4) + k16 * 2);
-#pragma unroll
-        for (int block = 0; block < kBlocks; ++block) {
-          if constexpr (kPromote) {
-            if (step_in_group == 0 && product == 0) {
-              Products::start(products_[block], fragments[product][block], b);
-            } else {
-              Products::accumulate(products_[block], fragments[product][block], b);
-            }
+        if constexpr (kPromote) {
+          if (step_in_group == 0 && product == 0) {
+            Products::start(products_[block], fragments[product][block], b);
           } else {
-            Products::accumulate(sums[block], fragments[product][block], b);
+            Products::accumulate(products_[block], fragments[product][block], b);
           }
+        } else {
+          Products::accumulate(sums[block], fragments[product][block], b);
         }
       }
       wgmma_commit_group();
       // ptxas serialises products when more than one group is in flight over the loop's back edge.
-      if (kHalf + 1 == kHalves && step == 1) {
+      if (kHalf + 1 == kHalves && step == kSteps - 1) {
         wgmma_wait_group<1>();
       } else {
         wgmma_wait_group<kInFlight>();
       }
-      if (kHalf * 2 + step == kInFlight - 1 && previous >= 0) ring_.release(previous, at_.lane);
+      if (kHalf * kSteps + step == kInFlight - 1 && previous >= 0) ring_.release(previous, at_.lane);
     }
     if constexpr (kHalf + 1 < kHalves) multiply_half<kHalf + 1>(sums, stage, descriptor, previous, more);
   }

@@ -1,10 +1,11 @@
 // Sums of one tile that several CTAs computed parts of, always FP32, always added in the same order.
 //
 // Striped tiles: nobody waits. Each team but the owner (the one with the tile's highest units, which meets the tile last)
-// leaves its sums in the workspace and counts itself in. The owner looks once: if all others are there, as they nearly
-// always are, it adds them to its own and stores. If not, it leaves its sums too, and whoever counts in last finishes the
-// tile. So no order or residency of CTAs can dead-lock, and the order of the additions (owner first, then downwards) is the
-// same whoever finishes. The finisher sets the count back to zero for the next launch.
+// leaves its sums in the workspace, counts itself in and goes on; only when its piece is done does it look whether it was
+// the last to come. The owner looks once: if all others are there, as they nearly always are, it adds them to its own and
+// stores. If not, it leaves its sums too, and whoever counts in last finishes the tile. So no order or residency of CTAs can
+// dead-lock, and the order of the additions (owner first, then downwards) is the same whoever finishes. The finisher sets
+// the count back to zero for the next launch.
 //
 // Split clusters: every CTA sends each other one the sums of the 16-row groups that the other finishes, through distributed
 // shared memory, and adds the parts in the order of (CTA, warpgroup).
@@ -64,41 +65,46 @@ __device__ __forceinline__ u32 broadcast(u32 value, u32 shared) {
   return word;
 }
 
-// Joins a segment's sums with those of the other teams that share its tile. True where this CTA has the whole tile's sums now
-// and must store them.
-__device__ __forceinline__ bool join_stripes(const Schedule& schedule, const Workspace& workspace,
-                                             const Segment& segment, Sums& sums, u32 shared) {
-  const int team = blockIdx.x / kTeam;
-  const int teams = gridDim.x / kTeam;
-  const int rank = blockIdx.x % kTeam;
-  const int tile_begin = segment.tile * schedule.units_per_tile;
-  const int tile_end = tile_begin + schedule.units_per_tile;
-  int lowest = team, owner = team;
-  while (stripe_begin(schedule, lowest, teams) > tile_begin) --lowest;
-  while (stripe_begin(schedule, owner + 1, teams) < tile_end) ++owner;
-  const u32 others = owner - lowest;
-  u32* arrivals = workspace.arrivals + owner * kTeam + rank;
-  // A team's slot for this tile: the upper end of its piece, unless it owns the tile.
-  const auto slot = [&](int t) { return workspace.slot(t * kTeam + rank, t == owner); };
-
-  if (team == owner) {
-    const u32 arrived = threadIdx.x == 0 ? ld_acquire_gpu(arrivals) : 0;
-    if (broadcast(arrived, shared) == others) {
-      for (int t = owner - 1; t >= lowest; --t) collect<true>(slot(t), sums);
-      if (threadIdx.x == 0) st_relaxed_gpu(arrivals, 0);
-      return true;
-    }
+// One striped tile as one of its CTAs sees it: who shares it, and where their sums are.
+class SharedTile {
+ public:
+  __device__ __forceinline__ SharedTile(const Schedule& schedule, const Workspace& workspace, int tile)
+      : workspace_(workspace), rank_(blockIdx.x % kTeam), team_(blockIdx.x / kTeam) {
+    const int teams = gridDim.x / kTeam;
+    const int begin = tile * schedule.units_per_tile;
+    const int end = begin + schedule.units_per_tile;
+    lowest_ = owner_ = team_;
+    while (stripe_begin(schedule, lowest_, teams) > begin) --lowest_;
+    while (stripe_begin(schedule, owner_ + 1, teams) < end) ++owner_;
   }
-  post(slot(team), sums);
-  __threadfence();
-  bar_sync(kConsumerBarrier, kConsumerThreads);
-  const u32 before = threadIdx.x == 0 ? atom_add_acq_rel_gpu(arrivals, 1) : 0;
-  if (broadcast(before, shared) != others) return false;
-  collect<false>(slot(owner), sums);
-  for (int t = owner - 1; t >= lowest; --t) collect<true>(slot(t), sums);
-  if (threadIdx.x == 0) st_relaxed_gpu(arrivals, 0);
-  return true;
-}
+
+  __device__ __forceinline__ bool is_owner() const { return team_ == owner_; }
+  __device__ __forceinline__ u32 others() const { return owner_ - lowest_; }
+  __device__ __forceinline__ u32* arrivals() const { return workspace_.arrivals + owner_ * kTeam + rank_; }
+
+  // Leaves this CTA's sums and counts it in. Thread 0 gets how many were there before; nobody waits for that here.
+  __device__ __forceinline__ u32 leave(const Sums& sums) const {
+    post(slot(team_), sums);
+    bar_sync(kConsumerBarrier, kConsumerThreads);  // thread 0 releases what all threads wrote
+    return threadIdx.x == 0 ? atom_add_acq_rel_gpu(arrivals(), 1) : 0;
+  }
+
+  // sums = the owner's, unless they are there already, + the others', from the highest to the lowest.
+  __device__ __forceinline__ void finish(Sums& sums, bool has_owners) const {
+    if (!has_owners) collect<false>(slot(owner_), sums);
+    for (int team = owner_ - 1; team >= lowest_; --team) collect<true>(slot(team), sums);
+    if (threadIdx.x == 0) st_relaxed_gpu(arrivals(), 0);
+  }
+
+ private:
+  // A team's sums of this tile: at the upper end of its piece, unless it owns the tile.
+  __device__ __forceinline__ float4* slot(int team) const {
+    return workspace_.slot(team * kTeam + rank_, team == owner_);
+  }
+
+  const Workspace& workspace_;
+  int rank_, team_, lowest_, owner_;
+};
 
 // The exchange buffer of a CTA: float4 [source = CTA * kSplit + warpgroup of K][group][n8 block][lane].
 constexpr int kGroups = kTileRows / 16;
@@ -138,18 +144,19 @@ __device__ __forceinline__ void add_sources(float (&sums)[4], u32 exchange, int 
 
 // Adds what all CTAs sent for this CTA's groups and stores it; the consumer warps share the work.
 __device__ __forceinline__ void finish_groups(const Output& output, u32 exchange, u32 rank, int tile_feature,
-                                              int first_row, u32 staging, int warp, int lane) {
+                                              int first_row, u32 factors, u32 staging, int warp, int lane) {
   constexpr int kPairs = (kBatchTile + 15) / 16;
   for (int item = warp; item < kGroupsPerCta * kPairs; item += kConsumerWarps) {
     const int group = item / kPairs;
     const int n8 = item % kPairs * 2;
-    const int first_feature = tile_feature + (rank * kGroupsPerCta + group) * 16;
+    const int in_tile = (rank * kGroupsPerCta + group) * 16;
+    const int first_feature = tile_feature + in_tile;
     const int rows = min(output.M - first_row, kBatchTile) - n8 * 8;
     if (first_feature >= output.N || rows <= 0) continue;
     float left[4] = {}, right[4] = {};
     add_sources(left, exchange, group, n8, lane);
     if (n8 + 1 < kBatchTile / 8) add_sources(right, exchange, group, n8 + 1, lane);
-    store_16x16(output, FeaturePair(output, first_feature, lane), left, right, first_feature, first_row + n8 * 8, rows,
+    store_16x16(output, FeaturePair(output, factors, in_tile, first_feature, lane), left, right, first_feature, first_row + n8 * 8, rows,
                 staging, lane);
   }
 }

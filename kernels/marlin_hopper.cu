@@ -20,6 +20,22 @@
 #include "hopper_reduce.cuh"
 #include "hopper_schedule.cuh"
 
+constexpr int kNoTile = 0x7fffffff;
+
+// Finishes a tile that this CTA left its sums of, if all the others had come before.
+template <typename Store>
+__device__ __forceinline__ void finish_if_last(const Schedule& schedule, const Workspace& workspace, int tile,
+                                               u32 arrived_before, u32 word, const Output& output,
+                                               const Store& store) {
+  const SharedTile shared_tile(schedule, workspace, tile);
+  if (broadcast(arrived_before, word) != shared_tile.others()) return;
+  const TilePosition position = tile_position(schedule, tile);
+  const int tile_feature = position.row_tile * kTileRows;
+  Sums sums;
+  shared_tile.finish(sums, false);
+  store(sums, ColumnFactors(output, tile_feature), tile_feature, position.batch_tile * kBatchTile);
+}
+
 extern __shared__ __align__(1024) unsigned char shared_memory[];
 
 // activations: tensor map of half or bfloat16 A[M,K], see produce_activations
@@ -35,6 +51,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
   const int lane = threadIdx.x % 32;
   const u32 rank = kCluster > 1 ? cluster_ctarank() : 0;
 
+  if constexpr (kSplitCluster) {
+    // Clusters without a tile only keep their SMs from taking two CTAs of the next launch.
+    if (blockIdx.x / kCluster >= schedule.row_tiles * schedule.batch_tiles) {
+      griddepcontrol_launch_dependents();
+      griddepcontrol_wait();
+      return;
+    }
+  }
   if (threadIdx.x == 0) {
     if constexpr (kEarlyTrigger) griddepcontrol_launch_dependents();
     ring.initialize();
@@ -64,31 +88,66 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     const int warpgroup = warp / 4;
     const ConsumerPosition at{warpgroup / kRowWarpgroups, warpgroup % kRowWarpgroups, warp % 4, lane};
     const u32 staging = ring.base + kStagingAt + warp * kStagingBytes;
+    const u32 factors = ring.base + kFactorsAt;
+    const u32 word = ring.base + kBroadcastAt;
+    const auto store = [&](const Sums& sums, const ColumnFactors& column_factors, int tile_feature, int first_row) {
+      column_factors.share(factors);
+      bar_sync(kConsumerBarrier, kConsumerThreads);
+      const int in_tile = at.row_warpgroup * kBlocks * kBlockRows + at.warp_in_group * 16;
+      store_tile(output, sums, tile_feature, in_tile, first_row, factors, staging, lane);
+      bar_sync(kConsumerBarrier, kConsumerThreads);  // the next tile's factors may replace these
+    };
     Segments segments(schedule);
     Segment segment;
     Mainloop mainloop(ring, at);
+    // Tiles that this CTA left its sums of, at most one at each end of its piece, and who had come before (thread 0).
+    int left_tiles[2] = {kNoTile, kNoTile};
+    u32 arrived_before[2] = {};
     bool first = true;
     while (segments.next(segment)) {
+      const TilePosition position = tile_position(schedule, segment.tile);
+      const int tile_feature = position.row_tile * kTileRows;
+      const int first_row = position.batch_tile * kBatchTile;
+      const ColumnFactors column_factors(output, tile_feature);
       Sums sums;
       mainloop.run(sums, segment.last - segment.first);
       // Outputs and workspace may still be read by the previous kernel until here.
       if (first) griddepcontrol_wait();
       first = false;
-      const TilePosition position = tile_position(schedule, segment.tile);
-      const int tile_feature = position.row_tile * kTileRows;
-      const int first_row = position.batch_tile * kBatchTile;
       if constexpr (kSplitCluster) {
+        column_factors.share(factors);
         barrier_cluster_wait();  // the other CTAs run: their shared memory may be written
         send_to_cluster(sums, ring.base + kExchangeAt, rank, at.split, at.row_warpgroup, at.warp_in_group, lane);
         barrier_cluster_arrive();
         barrier_cluster_wait();
-        finish_groups(output, ring.base + kExchangeAt, rank, tile_feature, first_row, staging, warp, lane);
+        finish_groups(output, ring.base + kExchangeAt, rank, tile_feature, first_row, factors, staging, warp, lane);
+      } else if (segment.last - segment.first == schedule.units_per_tile) {
+        store(sums, column_factors, tile_feature, first_row);
       } else {
-        const bool whole = segment.last - segment.first == schedule.units_per_tile;
-        if (whole || join_stripes(schedule, workspace, segment, sums, ring.base + kBroadcastAt)) {
-          const int warp_feature = tile_feature + at.row_warpgroup * kBlocks * kBlockRows + at.warp_in_group * 16;
-          store_tile(output, sums, warp_feature, first_row, staging, lane);
+        const SharedTile shared_tile(schedule, workspace, segment.tile);
+        const bool is_owner = shared_tile.is_owner();
+        const u32 arrived = is_owner && threadIdx.x == 0 ? ld_acquire_gpu(shared_tile.arrivals()) : 0;
+        if (is_owner && broadcast(arrived, word) == shared_tile.others()) {
+          shared_tile.finish(sums, true);
+          store(sums, column_factors, tile_feature, first_row);
+        } else {
+          const u32 before = shared_tile.leave(sums);
+          if (is_owner) {
+            arrived_before[1] = before;
+            left_tiles[1] = segment.tile;
+          } else {
+            arrived_before[0] = before;
+            left_tiles[0] = segment.tile;
+          }
         }
+      }
+    }
+    if constexpr (!kSplitCluster) {
+#pragma unroll 1
+      for (int end = 0; end < 2; ++end) {
+        const int tile = end ? left_tiles[1] : left_tiles[0];
+        if (tile == kNoTile) continue;
+        finish_if_last(schedule, workspace, tile, end ? arrived_before[1] : arrived_before[0], word, output, store);
       }
     }
   }

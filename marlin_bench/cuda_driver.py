@@ -1,4 +1,4 @@
-"""The two driver calls that CuPy does not offer: tensor maps and launches with attributes (clusters, dependent launches).
+"""The two driver calls that CuPy does not offer: tensor maps, and launches with attributes (clusters, dependence).
 
 ctypes on libcuda, nothing cached here; addresses are device pointers as integers.
 """

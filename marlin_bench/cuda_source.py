@@ -171,9 +171,7 @@ def device_arch() -> str:
     return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
 
 
-@cache
-def _load(name: str, arch: str, defines: tuple[tuple[str, int | str], ...]) -> cupy.RawModule:
-    import cupy
+def _cached_cubin(name: str, arch: str, defines: tuple[tuple[str, int | str], ...]) -> Path:
     from cupy.cuda import nvrtc
 
     key = "|".join((source_digest(name), arch, repr(defines), repr(nvrtc.getVersion()), repr(_COMPILE_OPTIONS)))
@@ -184,7 +182,22 @@ def _load(name: str, arch: str, defines: tuple[tuple[str, int | str], ...]) -> c
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as handle:
             handle.write(image)
         os.replace(handle.name, path)
-    return cupy.RawModule(path=str(path))
+    return path
+
+
+@cache
+def _load(name: str, arch: str, defines: tuple[tuple[str, int | str], ...]) -> cupy.RawModule:
+    import cupy
+
+    return cupy.RawModule(path=str(_cached_cubin(name, arch, defines)))
+
+
+def compile_to_cache(name: str, defines: Mapping[str, int | str] | None = None, arch: str | None = None) -> Path:
+    """Build kernels/<name>.cu for `arch` (the current device's by default) into the disk cache, where it is not yet.
+
+    Safe to call from several threads: NVRTC compiles outside the interpreter lock.
+    """
+    return _cached_cubin(name, arch or device_arch(), tuple(sorted((defines or {}).items())))
 
 
 def load_module(name: str, defines: Mapping[str, int | str] | None = None) -> cupy.RawModule:

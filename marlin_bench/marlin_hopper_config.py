@@ -21,7 +21,7 @@ REALLOCATING_PRODUCER_WARPS = 4
 PRODUCER_WARPS = 2
 _NAME = re.compile(
     r"b(?P<batch_tile>\d+)_w(?P<warpgroups>\d+)(?:k(?P<split>\d+))?_m(?P<blocks>\d+)_t(?P<stage_tiles>\d+)"
-    r"(?:_s(?P<stages>\d+))?(?:_f(?P<in_flight>\d+))?(?:_(?P<cluster_kind>[cx])(?P<cluster>\d+))?(?P<flags>(?:_(?:acc|pair|early|regs))*)"
+    r"(?:_s(?P<stages>\d+))?(?:_p(?P<step_products>\d+))?(?:_f(?P<in_flight>\d+))?(?:_(?P<cluster_kind>[cx])(?P<cluster>\d+))?(?P<flags>(?:_(?:acc|order|pair|early|regs))*)"
 )
 
 
@@ -52,7 +52,9 @@ class Tiling:
     blocks: int = 1
     stage_tiles: int = 1
     stages: int | None = None
+    step_products: int = 2
     in_flight: int = 1
+    block_order: bool = False
     cluster: int = 1
     multicast: bool = False
     scale_accumulators: bool = False
@@ -67,12 +69,15 @@ class Tiling:
         parts += [f"m{self.blocks}", f"t{self.stage_tiles}"]
         if self.stages is not None:
             parts.append(f"s{self.stages}")
+        if self.step_products != 2:
+            parts.append(f"p{self.step_products}")
         if self.in_flight > 1:
             parts.append(f"f{self.in_flight}")
         if self.cluster > 1:
             parts.append(("x" if self.multicast else "c") + str(self.cluster))
         flags = {
             "acc": self.scale_accumulators,
+            "order": self.block_order,
             "pair": self.ctas_per_sm == 2,
             "early": self.early_trigger,
             "regs": self.reallocate,
@@ -93,7 +98,9 @@ class Tiling:
             blocks=int(match["blocks"]),
             stage_tiles=int(match["stage_tiles"]),
             stages=int(match["stages"]) if match["stages"] else None,
+            step_products=int(match["step_products"] or 2),
             in_flight=int(match["in_flight"] or 1),
+            block_order="order" in flags,
             cluster=int(match["cluster"] or 1),
             multicast=match["cluster_kind"] == "x",
             scale_accumulators="acc" in flags,
@@ -124,7 +131,7 @@ class Tiling:
 
     def _fixed_shared_bytes(self) -> int:
         exchange = self.split * self.tile_columns * self.batch_tile * 4 if self.splits_k_in_cluster else 0
-        return exchange + self.warpgroups * 4 * _STAGING_BYTES + _BROADCAST_BYTES
+        return exchange + self.warpgroups * 4 * _STAGING_BYTES + self.tile_columns * 4 + _BROADCAST_BYTES
 
     def _stage_bytes(self, kind: WeightKind) -> int:
         activations = 2 * self.batch_tile * 128
@@ -159,7 +166,9 @@ class Tiling:
             "CLUSTER": self.cluster,
             "MULTICAST": int(self.multicast),
             "SCALE_ACCUMULATORS": int(self.scale_accumulators),
+            "STEP_PRODUCTS": self.step_products,
             "IN_FLIGHT": self.in_flight,
+            "BLOCK_ORDER": int(self.block_order),
             "CTAS_PER_SM": self.ctas_per_sm,
             "EARLY_TRIGGER": int(self.early_trigger),
             "REALLOCATE": int(self.reallocate),
@@ -189,7 +198,9 @@ def schedule(tiling: Tiling, M: int, N: int, K: int, ctas: int, raster: int = 8,
     batch_tiles = -(-M // tiling.batch_tile)
     tiles = row_tiles * batch_tiles
     if tiling.splits_k_in_cluster:
-        return Schedule(units, row_tiles, batch_tiles, raster, 0, tiles * tiling.cluster)
+        # Idle clusters fill the device: with SMs to spare, some would take two CTAs of the next, dependent launch.
+        grid = max(tiles * tiling.cluster, ctas // tiling.cluster * tiling.cluster)
+        return Schedule(units, row_tiles, batch_tiles, raster, 0, grid)
     teams = max(1, ctas // tiling.team)
     if whole:
         return Schedule(units, row_tiles, batch_tiles, raster, 0, min(teams, tiles) * tiling.team)

@@ -8,8 +8,9 @@
             bit    31 … 16 (odd k)                          15 … 0 (even k)
             before c+8 2q+9 │ c 2q+9 │ c+8 2q+1 │ c 2q+1    c+8 2q+8 │ c 2q+8 │ c+8 2q │ c 2q
 
-    scales  half [groups in the tile] [4 warps] [8 g] [c, c + 8], each column's times a power of two such that its largest
-            is in [16, 32); `column_factors` (float32 [N]) undoes it. One scale a column: no scales here, the factor is it.
+    scales  half [groups in the tile] [4 warps] [8 g] [c, c + 8], each column's times a power of two such that its
+            largest is in [16, 32); `column_factors` (float32 [N]) undoes it. One scale a column: none here, the factor
+            is the scale.
     zeros   uint8, like the scales
 
 Columns are padded to whole strips and rows to whole pairs of K tiles; padding has scale 0 and is never stored.
@@ -72,7 +73,7 @@ def _pack_codes(codes: Tensor) -> Tensor:
     """uint8 [K, S·128] (padded) → int32 [S, K tiles, 2 blocks, 2, 4, 8, 4, 4]: the words of each block."""
     K, columns = codes.shape
     view = codes.view(K // TILE_K, 2, 4, 2, 4, 2, columns // STRIP_COLUMNS, 2, 4, 2, 8)  # t h j kh q e s b w ch g
-    words = None
+    words: Tensor | None = None
     for odd in range(2):
         for k_half in range(2):
             for column_half in range(2):
@@ -81,7 +82,8 @@ def _pack_codes(codes: Tensor) -> Tensor:
                 words = placed if words is None else words.bitwise_or_(placed)
     assert words is not None
     rotated = (words << _ROTATION) | ((words >> (32 - _ROTATION)) & (2**_ROTATION - 1))
-    return rotated.permute(4, 0, 5, 1, 6, 7, 3, 2).contiguous()  # s t b h w g q j
+    packed: Tensor = rotated.permute(4, 0, 5, 1, 6, 7, 3, 2).contiguous()  # s t b h w g q j
+    return packed
 
 
 def _unpack_codes(words: Tensor) -> Tensor:
@@ -158,7 +160,7 @@ def pack(weights: QuantizedWeights) -> HopperWeights:
 
 
 def unpack(weights: HopperWeights) -> QuantizedWeights:
-    """The canonical weights again, bit for bit (scales that vary by more than 2^18 within a column lose their last bits)."""
+    """The canonical weights again, bit for bit (scales that differ by more than 2^18 in a column lose last bits)."""
     strips, tiles = weights.packed.shape[:2]
     rows = groups_per_tile(weights.group_size)
     K, N = weights.K, weights.N

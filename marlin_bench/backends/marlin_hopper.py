@@ -1,0 +1,217 @@
+"""Marlin for Hopper: the project's own W4A16 kernel with wgmma and TMA (kernels/marlin_hopper.cu, sm_90a)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Launch, Missing, Packed
+from marlin_bench.cuda_driver import Geometry, PreparedLaunch, tensor_map_3d
+from marlin_bench.cuda_source import load_module, source_digest
+from marlin_bench.layouts.marlin_hopper import HopperWeights, pack
+from marlin_bench.marlin_hopper_choice import Plan, choose
+from marlin_bench.marlin_hopper_config import Schedule, Tiling, WeightKind, k_tiles, strips
+from marlin_bench.problem import Format, Problem, int4
+from marlin_bench.quantize import QuantizedWeights
+
+KERNEL = "marlin_hopper"
+MULTIPLE = 64
+GROUP_SIZES = (64, 128, None)
+_PANEL_COLUMNS = 64
+
+
+@cache
+def _function(tiling: Tiling, kind: WeightKind) -> Any:
+    function = load_module(KERNEL, tiling.defines(kind)).get_function(KERNEL)
+    function.max_dynamic_shared_size_bytes = tiling.shared_bytes(kind)
+    return function
+
+
+class Workspace:
+    """Partial sums and arrival counts of striped tiles (kernels/hopper_reduce.cuh), grown as launches need them.
+
+    Launches that may run at the same time need workspaces of their own: one a stream. Counts are zero between launches.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.empty(0, dtype=torch.float32, device=device)
+        self.arrivals = torch.zeros(0, dtype=torch.int32, device=device)
+
+    def reserve(self, schedule: Schedule, tiling: Tiling) -> tuple[Tensor, Tensor]:
+        """(sums, arrivals) large enough for one launch; both stay alive as long as the caller holds them."""
+        if schedule.stream_tiles:
+            floats = schedule.grid * 2 * tiling.tile_columns * tiling.batch_tile
+            if self.sums.numel() < floats:
+                self.sums = torch.empty(floats, dtype=torch.float32, device=self.sums.device)
+            if self.arrivals.numel() < schedule.grid:
+                self.arrivals = torch.zeros(schedule.grid, dtype=torch.int32, device=self.arrivals.device)
+        return self.sums, self.arrivals
+
+
+class HopperProduct:
+    """One product bound to its operands; calling it enqueues one launch on the current stream.
+
+    The workspace belongs to the stream of the first call (or of the capture that calls it): launches of one object must
+    not run on two streams at once, two objects may.
+    """
+
+    def __init__(
+        self,
+        weights: HopperWeights,
+        activations: Tensor,
+        output: Tensor,
+        plan: Plan,
+        workspace: Workspace,
+        *,
+        bias: Tensor | None = None,
+        dependent: bool = True,
+    ) -> None:
+        M, K = activations.shape
+        bf16 = activations.dtype is torch.bfloat16
+        kind = WeightKind(weights.group_size, weights.zero_points, bf16)
+        tiling = plan.tiling
+        sm_count = torch.cuda.get_device_properties(activations.device).multi_processor_count
+        schedule = plan.schedule(M, weights.N, K, sm_count)
+        sums, arrivals = workspace.reserve(schedule, tiling)
+        self._alive = (weights, activations, output, sums, arrivals, bias)
+        activation_map = tensor_map_3d(
+            "bf16" if bf16 else "fp16",
+            activations.data_ptr(),
+            extents=(_PANEL_COLUMNS, M, K // _PANEL_COLUMNS),
+            strides=(2 * K, 2 * _PANEL_COLUMNS),
+            box=(_PANEL_COLUMNS, tiling.batch_tile, 2 * tiling.stage_tiles // tiling.team),
+        )
+        # The kernel's parameters in order: TensorMap, packed, Output, Workspace, Schedule, strips, k_tiles.
+        arguments = (
+            activation_map,
+            struct.pack("Q", weights.packed.data_ptr()),
+            struct.pack(
+                "QQQii",
+                output.data_ptr(),
+                weights.column_factors.data_ptr(),
+                0 if bias is None else bias.data_ptr(),
+                M,
+                weights.N,
+            ),
+            struct.pack("QQ", sums.data_ptr(), arrivals.data_ptr()),
+            struct.pack(
+                "5i",
+                schedule.units_per_tile,
+                schedule.row_tiles,
+                schedule.batch_tiles,
+                schedule.raster,
+                schedule.stream_tiles,
+            ),
+            struct.pack("i", strips(weights.N)),
+            struct.pack("i", k_tiles(K)),
+        )
+        geometry = Geometry(schedule.grid, tiling.threads, tiling.shared_bytes(kind), tiling.cluster, dependent)
+        self._launch = PreparedLaunch(_function(tiling, kind).kernel.ptr, geometry, arguments)
+
+    def __call__(self) -> None:
+        """Enqueue the product on torch's current stream."""
+        self._launch(torch.cuda.current_stream().cuda_stream)
+
+
+class MarlinHopper(Backend):
+    """W4A16 on Hopper's warpgroup tensor cores, FP16 activations."""
+
+    name = "marlin_hopper"
+    summary = "Marlin for Hopper (own kernel): wgmma with weights from registers, TMA, FP32 sums"
+    dtype: ClassVar[torch.dtype] = torch.float16
+
+    def __init__(self) -> None:
+        self._workspaces: dict[tuple[torch.device, int], Workspace] = {}
+
+    def missing(self) -> Missing | None:
+        """CuPy loads the cubins."""
+        from importlib.util import find_spec
+
+        if find_spec("cupy") is None:
+            return Missing("CuPy is not installed", "pip install 'marlin-bench[cuda13]'")
+        return None
+
+    def version(self) -> str:
+        """The digest of the kernel and its headers."""
+        return source_digest(KERNEL)
+
+    def kernel_digest(self) -> str | None:
+        """The digest of the kernel and its headers."""
+        return source_digest(KERNEL)
+
+    def unsupported(self, problem: Problem, device: DeviceTraits) -> str | None:
+        """wgmma exists on sm_90 only; N and K in multiples of 64, groups of 64, 128 or a column."""
+        if device.capability is None or device.capability[0] != 9:
+            return f"{device.name} is not a Hopper GPU (sm_90)"
+        for name, value in (("N", problem.N), ("K", problem.K)):
+            if value % MULTIPLE:
+                return f"{name} {value} is not a multiple of {MULTIPLE}"
+        if problem.group_size not in GROUP_SIZES:
+            return f"group size {problem.group_size} is not 64, 128 or a whole column"
+        return None
+
+    def format(self, problem: Problem) -> Format:
+        """4-bit codes with FP16 scales."""
+        return int4(problem.group_size)
+
+    def pack(self, weights: QuantizedWeights) -> Packed:
+        """The kernel's blobs and the factor of each output column."""
+        packed = pack(weights)
+        return Packed(
+            {"packed": packed.packed, "column_factors": packed.column_factors},
+            extra={
+                "K": packed.K,
+                "N": packed.N,
+                "group_size": packed.group_size,
+                "zero_points": packed.zero_points,
+            },
+        )
+
+    def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
+        """The chooser's plan; nothing is measured here (see `marlin-bench tune`)."""
+        M, K = activations[0].shape
+        weights = self._weights(packed[0])
+        sm_count = torch.cuda.get_device_properties(activations[0].device).multi_processor_count
+        kind = WeightKind(weights.group_size, weights.zero_points, self.dtype is torch.bfloat16)
+        return {"plan": choose(M, weights.N, K, sm_count, kind).name, "pdl": "1"}
+
+    def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
+        """One launch; with "pdl" it may start before its predecessor in the stream ends."""
+        return HopperProduct(
+            self._weights(packed),
+            activations,
+            output,
+            Plan.parse(choice["plan"]),
+            self._workspace(activations.device),
+            dependent=choice["pdl"] == "1",
+        )
+
+    def _workspace(self, device: torch.device) -> Workspace:
+        """The workspace of the current stream."""
+        key = (device, torch.cuda.current_stream(device).cuda_stream)
+        return self._workspaces.setdefault(key, Workspace(device))
+
+    @staticmethod
+    def _weights(packed: Packed) -> HopperWeights:
+        extra = packed.extra
+        K, N, group_size, zero_points = extra["K"], extra["N"], extra["group_size"], extra["zero_points"]
+        if not (isinstance(K, int) and isinstance(N, int) and isinstance(zero_points, bool)):
+            raise TypeError("packed by another backend")
+        if not (group_size is None or isinstance(group_size, int)):
+            raise TypeError("packed by another backend")
+        return HopperWeights(packed.tensors["packed"], packed.tensors["column_factors"], K, N, group_size, zero_points)
+
+
+class MarlinHopperBf16(MarlinHopper):
+    """The same with BF16 activations; group scales stay FP16 and go on the FP32 sums."""
+
+    name = "marlin_hopper_bf16"
+    summary = "Marlin for Hopper with BF16 activations and outputs"
+    activation_dtype: ClassVar[Dtype] = "bf16"
+    output_dtype: ClassVar[Dtype] = "bf16"
+    dtype = torch.bfloat16

@@ -1,0 +1,142 @@
+"""Which configuration of marlin_hopper.cu computes a product: a measured table first, a rule for everything else.
+
+The table (marlin_hopper_table.json) is data: for each measured layer the fastest plan up to each M, written by
+`marlin-bench tune`. A layer that was not measured takes the rule below, which needs no measurement.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from marlin_bench.layouts.marlin_hopper import K_MULTIPLE, TILE_K
+from marlin_bench.marlin_hopper_config import Schedule, Tiling, WeightKind, schedule
+
+TABLE = Path(__file__).with_name("marlin_hopper_table.json")
+DEFAULT_RASTER = 8
+BATCH_TILES = (8, 16, 24, 32, 48, 64, 96, 128)
+_PLAN = re.compile(r"(?P<tiling>[^:]+)(?::raster=(?P<raster>\d+))?(?::ctas=(?P<ctas>\d+))?(?P<whole>:whole)?")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tiling with how its tiles are spread: at most `ctas` CTAs (None: one an SM), `whole` tiles or striped ones."""
+
+    tiling: Tiling
+    raster: int = DEFAULT_RASTER
+    ctas: int | None = None
+    whole: bool = False
+
+    @property
+    def name(self) -> str:
+        """What records and the table store; `parse` reads it back."""
+        name = self.tiling.name
+        if self.raster != DEFAULT_RASTER:
+            name += f":raster={self.raster}"
+        if self.ctas is not None:
+            name += f":ctas={self.ctas}"
+        return name + (":whole" if self.whole else "")
+
+    @classmethod
+    def parse(cls, name: str) -> Plan:
+        """The plan called `name`; ValueError when it is not one."""
+        match = _PLAN.fullmatch(name)
+        if match is None:
+            raise ValueError(f"'{name}' is not the name of a plan")
+        return cls(
+            tiling=Tiling.parse(match["tiling"]),
+            raster=int(match["raster"] or DEFAULT_RASTER),
+            ctas=int(match["ctas"]) if match["ctas"] else None,
+            whole=match["whole"] is not None,
+        )
+
+    def schedule(self, M: int, N: int, K: int, sm_count: int) -> Schedule:
+        """Tiles and grid of a product on a device of `sm_count` SMs."""
+        ctas = sm_count if self.ctas is None else min(self.ctas, sm_count)
+        return schedule(self.tiling, M, N, K, ctas, self.raster, self.whole)
+
+
+def fits(plan: Plan, K: int, kind: WeightKind) -> bool:
+    """Whether the plan can run: whole stages along K, every CTA of a cluster with work, exact dequantisation."""
+    tiles = -(-K // K_MULTIPLE) * K_MULTIPLE // TILE_K
+    tiling = plan.tiling
+    if tiles % tiling.stage_tiles:
+        return False
+    if tiling.splits_k_in_cluster and tiles // tiling.stage_tiles < tiling.cluster:
+        return False
+    if kind.bf16 and kind.group_size is not None and not tiling.scale_accumulators:
+        return False
+    return tiling.depth(kind) >= 2
+
+
+@cache
+def _table(path: Path) -> dict[tuple[int, int], tuple[list[int], list[str]]]:
+    """(N, K) → ascending M and the plan up to each."""
+    layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+    found = {}
+    for layer in layers:
+        rows = sorted((int(M), str(plan)) for M, plan in layer["plans"].items())
+        found[layer["N"], layer["K"]] = ([M for M, _ in rows], [plan for _, plan in rows])
+    return found
+
+
+def _measured(M: int, N: int, K: int) -> Plan | None:
+    """The table's plan for the smallest measured M not below this one, its batch tile cut down to this M."""
+    found = _table(TABLE).get((N, K))
+    if found is None:
+        return None
+    sizes, plans = found
+    at = bisect_left(sizes, M)
+    if at == len(sizes):
+        at -= 1
+    plan = Plan.parse(plans[at])
+    least = smallest_batch_tile(M)
+    if least < plan.tiling.batch_tile:
+        plan = replace(plan, tiling=replace(plan.tiling, batch_tile=least))
+    return plan
+
+
+def smallest_batch_tile(M: int) -> int:
+    """The narrowest batch tile that holds M rows, the widest one beyond."""
+    return next((tile for tile in BATCH_TILES if tile >= M), BATCH_TILES[-1])
+
+
+def _bf16_tiling(batch_tile: int) -> Tiling:
+    """Group scales on the sums need two sets of sums: one 64-row block a warpgroup above 64 rows of batch."""
+    wide = batch_tile > 48
+    return Tiling(batch_tile, blocks=1 if wide else 2, scale_accumulators=True, reallocate=batch_tile >= 32)
+
+
+def rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
+    """A plan without measurements.
+
+    Few tiles: a cluster of two splits K. Small batches: striped tiles of 256 columns with scales on the sums. Large
+    ones: 256 x 128 tiles, whole where they divide among the SMs, else striped.
+    """
+    batch_tile = smallest_batch_tile(M)
+    if kind.bf16 and kind.group_size is not None:
+        return Plan(_bf16_tiling(batch_tile))
+    columns = -(-N // 128)
+    units = K // TILE_K
+    if batch_tile <= 64 and columns * 2 <= sm_count and units >= 16:
+        tiling = Tiling(batch_tile, warpgroups=2, cluster=2, scale_accumulators=batch_tile <= 32)
+        return Plan(tiling)
+    if batch_tile <= 32:
+        return Plan(Tiling(batch_tile, blocks=2, stage_tiles=2, scale_accumulators=True))
+    if batch_tile <= 64:
+        return Plan(Tiling(batch_tile, blocks=2, stage_tiles=2, reallocate=True))
+    narrow = -(-N // 256) * -(-M // batch_tile) * 4 < sm_count * 3
+    return Plan(Tiling(batch_tile, blocks=1 if narrow else 2, reallocate=True))
+
+
+def choose(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
+    """The plan for a product: the table's where it has the layer and the plan can run, else the rule's."""
+    if not kind.bf16:
+        measured = _measured(M, N, K)
+        if measured is not None and fits(measured, K, kind):
+            return measured
+    return rule(M, N, K, sm_count, kind)
