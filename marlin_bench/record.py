@@ -1,7 +1,7 @@
 """What a measurement leaves behind: one record for each (cell, backend, timer), in SI base units.
 
 A record cannot carry samples unless its status is `ok`, and a published one carries none at all. Nothing that can be
-derived (speed-up, bandwidth, medians) is stored. docs/records.md explains every field; `json_schema()` is shipped.
+derived (speed-up, bandwidth, medians) is stored. docs/records.md explains every field.
 
 History of the format: 1 — first version.
 """
@@ -9,9 +9,9 @@ History of the format: 1 — first version.
 from __future__ import annotations
 
 import hashlib
-import math
+import json
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -282,11 +282,6 @@ def record_id(device: str, cell: str, backend: str, timer: str) -> str:
     return hashlib.sha256("\0".join((device, cell, backend, timer)).encode()).hexdigest()[:12]
 
 
-def is_finite(value: float | None) -> bool:
-    """Whether `value` is a number that a comparison may use."""
-    return value is not None and math.isfinite(value)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of one line of records.jsonl."""
-    return Record.model_json_schema()
+def schema_text() -> str:
+    """JSON Schema of one line of records.jsonl, as shipped in docs/record.schema.json."""
+    return json.dumps(Record.model_json_schema(), indent=1) + "\n"

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from marlin_bench import __version__
-from marlin_bench.cli import ceilings, clocks, doctor, export, listing, plot, run, show, time, verify
+from marlin_bench.cli import ceilings, clocks, doctor, export, listing, plot, publish, run, show, time, verify
 from marlin_bench.cli.complaints import complaint_of
 from marlin_bench.exit_codes import ExitCode
 
@@ -51,6 +51,7 @@ app.command("verify")(verify.verify)
 app.command("show")(show.show)
 app.add_typer(plot.app, name="plot")
 app.command("export")(export.export)
+app.command("publish")(publish.publish)
 app.add_typer(listing.app, name="list")
 app.command("ceilings")(ceilings.ceilings)
 app.add_typer(clocks.app, name="clocks")
