@@ -1,7 +1,7 @@
 """The search behind `marlin-bench tune`: every sensible plan of marlin_hopper for a layer and batch, checked and timed.
 
-Builds run in parallel; each plan's output is checked against a float64 product before it is timed; all plans of a cell are
-timed in one interleaved run over weights rotated past the L2 cache, first a short one that drops the slow ones. The
+Builds run in parallel; each plan's output is checked against a float64 product before it is timed; all plans of a cell
+are timed in one interleaved run over weights rotated past the L2 cache, first a short one that drops the slow ones. The
 winners are the table that the chooser reads (marlin_hopper_table.json).
 """
 
@@ -146,6 +146,7 @@ class Cell:
         self.output = torch.empty((M, layer.N), dtype=torch.float16, device="cuda")
         self.workspace = Workspace(self.output.device)
         self.sm_count = torch.cuda.get_device_properties(0).multi_processor_count
+        self._alive: list[list[Callable[[], None]]] = []
 
     def check(self, plan: Plan) -> str | None:
         """Why the plan's output is wrong, or None."""
@@ -170,8 +171,7 @@ class Cell:
         with torch.cuda.graph(graph):
             for i in range(launches):
                 products[i % len(products)]()
-        self._alive = getattr(self, "_alive", [])
-        self._alive.append(products)
+        self._alive.append(products)  # a graph holds no reference to what its launches use
         return graph.replay, launches
 
     def _product(self, plan: Plan, packed: HopperWeights) -> Callable[[], None]:
@@ -236,7 +236,8 @@ def _time(replays: dict[Plan, tuple[Callable[[], None], int]], rounds: int) -> l
         order = list(replays) if turn % 2 else list(reversed(replays))
         for plan in order:
             replay, launches = replays[plan]
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             begin.record()
             replay()
             end.record()

@@ -27,6 +27,7 @@ _BUILT_IN: dict[str, str] = {
     "marlin": "marlin:Marlin",
     "marlin_bf16": "marlin:MarlinBf16",
     "marlin_hopper": "marlin_hopper:MarlinHopper",
+    "marlin_hopper_bf16": "marlin_hopper:MarlinHopperBf16",
     "dense_fp32": "cpu:DenseFp32",
     "dense_bf16": "cpu:DenseBf16",
     "tinygemm_cpu": "cpu:TinygemmCpu",
