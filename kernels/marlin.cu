@@ -129,17 +129,18 @@ struct Output {
     const int m = row + (at.warp_m * kRowBlocks + u / 4) * 16 + u / 2 % 2 * 8 + at.group;
     const int n = column + at.warp_n * kStripColumns + u % 2 * 32 + at.pair * 8;
     if (m >= M || n >= N) return;
-    if (bias != nullptr) {
-      const uint4 packed = *reinterpret_cast<const uint4*>(bias + n);
-      const float2 b0 = Type::to_floats(pair_of<Type::Pair>(packed.x)), b1 = Type::to_floats(pair_of<Type::Pair>(packed.y));
-      const float2 b2 = Type::to_floats(pair_of<Type::Pair>(packed.z)), b3 = Type::to_floats(pair_of<Type::Pair>(packed.w));
-      sum = sum + OutputVector{{b0.x, b0.y, b1.x, b1.y}, {b2.x, b2.y, b3.x, b3.y}};
-    }
-    *reinterpret_cast<uint4*>(C + static_cast<size_t>(m) * N + n) = {
-        bits_of(Type::from_floats(sum.low.x, sum.low.y)), bits_of(Type::from_floats(sum.low.z, sum.low.w)),
-        bits_of(Type::from_floats(sum.high.x, sum.high.y)), bits_of(Type::from_floats(sum.high.z, sum.high.w))};
+    if (bias != nullptr) sum = sum + widened<Type>(*reinterpret_cast<const uint4*>(bias + n));
+    *reinterpret_cast<uint4*>(C + static_cast<size_t>(m) * N + n) = rounded<Type>(sum);
   }
 };
+
+// A dependent launch starts while its predecessor still runs; from here on the predecessor's results are there.
+__device__ __forceinline__ void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  griddepcontrol_launch_dependents();
+  griddepcontrol_wait();
+#endif
+}
 
 extern "C" __global__ void __launch_bounds__(kThreads, CTAS_PER_SM)
 marlin(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte aligned
@@ -174,17 +175,6 @@ marlin(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte aligned
     }
   };
 
-  int tile = blockIdx.x;
-  int step = stripes.first_step(blockIdx.x);
-  const int end = stripes.first_step(blockIdx.x + 1);
-  while (tile < stripes.whole_tiles || step < end) {
-    const bool whole = tile < stripes.whole_tiles;
-    const Segment segment = whole ? stripes.whole(tile) : stripes.striped(step);
-    compute(segment);
-    if (whole) {
-      tile += gridDim.x;
-    } else {
-      step += segment.k_end - segment.k_begin;
-    }
-  }
+  wait_for_predecessor();
+  for_each_segment(stripes, compute);
 }

@@ -1,6 +1,7 @@
 // Every instruction that CUDA C++ has no name for: one wrapper an instruction, named after it, nothing else.
 // Sections: 1 integers, 2 asynchronous copies (sm_80), 3 warp matrix instructions (sm_80), 4 special registers,
-// 5 barriers in shared memory (sm_80) and bulk copies (sm_90), 6 Hopper's own.
+// 5 barriers in shared memory (sm_80) and bulk copies and dependent launches
+// (sm_90), 6 Hopper's own.
 // Shared-memory addresses are 32-bit offsets in the shared window: see shared_address.
 #pragma once
 
@@ -182,9 +183,15 @@ __device__ __forceinline__ void cp_async_bulk(u32 shared, const void* global, u3
       : "memory");
 }
 
+__device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 #endif  // __CUDA_ARCH__ >= 900
 
-// 6 --- Hopper's own (sm_90a): tensor maps, warpgroup products, clusters, dependent launches ---------------------------
+// 6 --- Hopper's own (sm_90a): tensor maps, warpgroup products, clusters ----------------------------------------------
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -221,12 +228,6 @@ __device__ __forceinline__ void cp_async_bulk_tensor_3d_multicast(u32 shared, co
       "[%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared),
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(ctas)
       : "memory");
-}
-
-__device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-__device__ __forceinline__ void griddepcontrol_launch_dependents() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 template <int kRegisters>

@@ -18,7 +18,9 @@ LARGEST_M = 65536
 _ONE_GROUP_SHIFT = 31  # shifts any k to group 0: one scale a column
 _STATIC_SHARED_BYTES = 64
 _RESERVED_SHARED_BYTES = 1024  # CUDA's own share of an SM's shared memory for each resident CTA
-_DEEPEST_PIPELINE = 8  # 64 KiB of weights: the H200 streams no faster with more
+_FEWEST_STAGES = 3
+_MOST_STAGES = 4  # deeper was never faster on an H200 and costs small layers 10 % (filling takes longer) …
+_USEFUL_BYTES = 48 * 1024  # … but a narrow tile's stages are half as large: weights on their way a CTA
 
 
 class ConfigError(ValueError):
@@ -35,7 +37,8 @@ class Tile:
     ctas_per_sm: int = 1
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.columns}x{self.depth}"
+        pair = "" if self.ctas_per_sm == 1 else f"x{self.ctas_per_sm}"
+        return f"{self.rows}x{self.columns}x{self.depth}{pair}"
 
     @property
     def warps_k(self) -> int:
@@ -107,14 +110,15 @@ def stage_bytes(tile: Tile, operands: Operands) -> int:
 
 
 def build_for(tile: Tile, operands: Operands, shared_per_block: int) -> Build:
-    """The deepest pipeline (at most eight stages) whose CTAs share an SM as the tile wants.
+    """The deepest useful pipeline whose CTAs share an SM as the tile wants.
 
     `shared_per_block` is the most shared memory a block may opt in to: 99 KiB on sm_86 and sm_89, 163 on sm_80, 227 on
     sm_90. ConfigError when fewer than two stages fit.
     """
     share = (shared_per_block + _RESERVED_SHARED_BYTES) // tile.ctas_per_sm - _RESERVED_SHARED_BYTES
     room = share - _STATIC_SHARED_BYTES
-    stages = min(_DEEPEST_PIPELINE, room // stage_bytes(tile, operands))
+    useful = max(_MOST_STAGES, _USEFUL_BYTES // (tile.depth * tile.columns // 2))
+    stages = min(useful, room // stage_bytes(tile, operands))
     if stages < 2 or tile.reduction_bytes > room:
         raise ConfigError(f"tile {tile} needs more than the {shared_per_block} bytes of shared memory of a block here")
     return Build(tile, operands, stages)
@@ -184,17 +188,21 @@ def plan_for(build: Build, M: int, N: int, K: int, ctas: int) -> Plan:
     return Plan(build, stripes.ctas, stripes.places * tile.sum_bytes, stripes.striped_tiles)
 
 
-NARROW = Tile(16, 128, 128, ctas_per_sm=2)
 TILES = (
-    NARROW,
+    Tile(16, 128, 128),
     Tile(16, 256, 64, ctas_per_sm=2),
+    Tile(16, 256, 128),
+    Tile(16, 256, 128, ctas_per_sm=2),
+    Tile(32, 128, 128),
     Tile(32, 256, 64),
     Tile(48, 256, 64),
+    Tile(64, 128, 128),
     Tile(64, 256, 64),
+    Tile(64, 256, 128),
     Tile(96, 256, 64),
     Tile(128, 256, 64),
 )
-"""Every tile that a launch may be given, smallest first."""
+"""Every tile that a launch may be given; `name` is as a record's choice has it, an `x2` at its end two CTAs an SM."""
 
 
 def tile_named(name: str) -> Tile:
@@ -205,12 +213,52 @@ def tile_named(name: str) -> Tile:
     raise ConfigError(f"there is no tile '{name}': use {', '.join(map(str, TILES))}")
 
 
-def choose_tile(M: int, K: int) -> Tile:
-    """The tile that spends the least on rows that are only padding."""
-    if M <= 16:
-        return NARROW if K % NARROW.depth == 0 else TILES[1]
-    wide = [tile for tile in TILES if tile.rows > 16]
-    return min(wide, key=lambda tile: (-(-M // tile.rows) * (tile.rows + 8), -tile.rows))
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the choice of a tile and a grid depends on."""
+
+    sm_count: int
+    shared_per_block: int
+
+
+_SHORT_TILES: tuple[tuple[int, float, tuple[str, ...]], ...] = (
+    # up to this M, from this many 16 KiB tiles of weights an SM on: the best first (measured on an H200)
+    (16, 40, ("16x256x128x2", "16x256x64x2")),
+    (16, 12, ("16x256x128", "16x256x64x2")),
+    (16, 0, ("16x128x128", "16x256x64x2")),
+    (32, 12, ("32x256x64",)),
+    (32, 0, ("32x128x128", "32x256x64")),
+    (48, 0, ("48x256x64",)),
+    (64, 12, ("64x256x128", "64x256x64")),
+    (64, 0, ("64x128x128", "64x256x64")),
+)
+
+
+def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
+    """Names of tiles, the best first; whether they fit K and the device is checked after."""
+    weight_tiles = -(-N // 256) * (K / 128) / sm_count
+    for largest_M, fewest, names in _SHORT_TILES:
+        if largest_M >= M and weight_tiles >= fewest:
+            return names
+    tall = min((96, 128), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
+    if -(-M // tall) * -(-N // 256) * 4 <= sm_count:
+        return ("64x256x64",)  # more tiles, so that fewer CTAs share one
+    return (f"{tall}x256x64", "64x256x64")
+
+
+def choose_build(operands: Operands, M: int, N: int, K: int, machine: Machine) -> Build:
+    """The build for a problem: the preferred tile that divides K and has at least three stages on this machine."""
+    for name in _preferred(M, N, K, machine.sm_count):
+        tile = tile_named(name)
+        if K % tile.depth:
+            continue
+        try:
+            build = build_for(tile, operands, machine.shared_per_block)
+        except ConfigError:
+            continue
+        if build.stages >= _FEWEST_STAGES:
+            return build
+    raise ConfigError(f"no tile for M {M}, N {N}, K {K} fits {machine.shared_per_block} bytes of shared memory")
 
 
 def unsupported_shape(M: int, N: int, K: int, group_size: int | None) -> str | None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Launch, Packed
+from marlin_bench.cuda_driver import Geometry, PreparedLaunch
 from marlin_bench.cuda_source import load_module, source_digest
 from marlin_bench.layouts import marlin as layout
 from marlin_bench.marlin_config import (
+    THREADS,
     Build,
+    Machine,
     Operands,
     Plan,
     build_for,
-    choose_tile,
+    choose_build,
     plan_for,
     tile_named,
     unsupported_shape,
@@ -26,10 +30,8 @@ from marlin_bench.marlin_config import (
 from marlin_bench.problem import Format, Problem, int4
 from marlin_bench.quantize import QuantizedWeights
 
-if TYPE_CHECKING:
-    import cupy
-
 SMALLEST_CAPABILITY = (8, 0)
+_ALIGNMENT = 16  # bytes a cp.async copies
 
 
 @dataclass(frozen=True)
@@ -44,80 +46,97 @@ class Workspace:
 
 
 @cache
-def _kernel(build: Build, device_index: int) -> cupy.RawKernel:
-    kernel = load_module("marlin", build.defines).get_function("marlin")
-    kernel.max_dynamic_shared_size_bytes = build.shared_bytes
-    return kernel
+def _function(build: Build, device_index: int) -> int:
+    """The kernel's CUfunction on a device, allowed the shared memory it needs."""
+    with torch.cuda.device(device_index):
+        kernel = load_module("marlin", build.defines).get_function("marlin")
+        kernel.max_dynamic_shared_size_bytes = build.shared_bytes
+        pointer: int = kernel.kernel.ptr
+        return pointer
 
 
-def make_plan(
-    operands: Operands, M: int, N: int, K: int, device: torch.device, choice: Choice | None = None
-) -> Plan:
+@cache
+def _machine(device_index: int) -> Machine:
+    properties = torch.cuda.get_device_properties(device_index)
+    shared: int = getattr(properties, "shared_memory_per_block_optin")  # noqa: B009  # torch's stub lacks it
+    return Machine(properties.multi_processor_count, shared)
+
+
+def make_plan(operands: Operands, M: int, N: int, K: int, device: torch.device, choice: Choice | None = None) -> Plan:
     """The launch for a problem on `device`; `choice` may fix the "tile", the "stages" and the number of "ctas"."""
     choice = choice or {}
-    properties = torch.cuda.get_device_properties(device)
-    tile = tile_named(choice["tile"]) if "tile" in choice else choose_tile(M, K)
-    build = build_for(tile, operands, properties.shared_memory_per_block_optin)
+    machine = _machine(torch.cuda.current_device() if device.index is None else device.index)
+    if "tile" in choice:
+        build = build_for(tile_named(choice["tile"]), operands, machine.shared_per_block)
+    else:
+        build = choose_build(operands, M, N, K, machine)
     if "stages" in choice:
-        build = Build(tile, operands, int(choice["stages"]))
-    return plan_for(build, M, N, K, int(choice.get("ctas", properties.multi_processor_count * tile.ctas_per_sm)))
+        build = Build(build.tile, operands, int(choice["stages"]))
+    return plan_for(build, M, N, K, int(choice.get("ctas", machine.sm_count * build.tile.ctas_per_sm)))
 
 
 def make_workspace(plan: Plan, device: torch.device) -> Workspace:
-    """A workspace for launches of `plan` that run one after the other."""
+    """A workspace for launches of `plan` that run one after the other; nothing needs clearing (reduction.cuh)."""
     return Workspace(
         torch.empty(plan.sum_bytes // 4, dtype=torch.float32, device=device),
-        torch.zeros(plan.counters, dtype=torch.int64, device=device),
+        torch.empty(plan.counters, dtype=torch.int64, device=device),
     )
 
 
-def _address(tensor: Tensor | None) -> np.uint64:
-    return np.uint64(0 if tensor is None else tensor.data_ptr())
+def _address(tensor: Tensor | None) -> bytes:
+    return struct.pack("Q", 0 if tensor is None else tensor.data_ptr())
 
 
-def launcher(
-    plan: Plan, packed: Packed, activations: Tensor, output: Tensor, workspace: Workspace, bias: Tensor | None = None
-) -> Launch:
-    """A launch computing output[M,N] = activations[M,K] @ W (+ bias[N]) on the stream that is current when called."""
-    import cupy
+class Product:
+    """One product bound to its operands; calling it enqueues one launch on torch's current stream.
 
-    M, K = activations.shape
-    N = output.shape[1]
-    operands = (
-        activations,
-        packed.tensors["codes"],
-        packed.tensors["scales"],
-        packed.tensors.get("zeros"),
-        bias,
-        output,
-        workspace.sums,
-        workspace.counters,
-    )
-    sizes = (np.int32(M), np.int32(N), np.int32(K), np.int32(plan.build.operands.group_shift))
-    arguments = (*map(_address, operands), *sizes)
-    device_index = activations.device.index
-    kernel = _kernel(plan.build, device_index)
-    grid, block, shared = (plan.ctas,), (kernel_threads(plan),), plan.build.shared_bytes
+    The workspace belongs to the product: one object must not run on two streams at once, two objects may.
+    """
 
-    def launch() -> None:
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream(device_index).cuda_stream):
-            kernel(grid, block, arguments, shared_mem=shared)
+    def __init__(
+        self,
+        plan: Plan,
+        packed: Packed,
+        activations: Tensor,
+        output: Tensor,
+        bias: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> None:
+        """output[M,N] = activations[M,K] @ W (+ bias[N]); activations, output and bias contiguous and of one dtype."""
+        M, K = activations.shape
+        N = output.shape[1]
+        self.plan = plan
+        self.workspace = workspace or make_workspace(plan, activations.device)
+        tensors = packed.tensors
+        self._operands = (
+            *(activations, tensors["codes"], tensors["scales"], tensors.get("zeros"), bias, output),
+            *(self.workspace.sums, self.workspace.counters),
+        )
+        sizes = struct.pack("i", M), struct.pack("i", N), struct.pack("i", K)
+        shift = struct.pack("i", plan.build.operands.group_shift)
+        index = activations.device.index
+        geometry = Geometry(plan.ctas, THREADS, plan.build.shared_bytes, dependent=_starts_early(index))
+        self._launch = PreparedLaunch(
+            _function(plan.build, index), geometry, (*map(_address, self._operands), *sizes, shift)
+        )
+        self._device = activations.device
 
-    launch.operands = operands  # type: ignore[attr-defined]  # what the addresses point at lives as long as the launch
-    return launch
+    def __call__(self) -> None:
+        """Enqueue the product."""
+        self._launch(torch.cuda.current_stream(self._device).cuda_stream)
 
 
-def kernel_threads(plan: Plan) -> int:
-    """Threads of a CTA: the same for every build."""
-    from marlin_bench.marlin_config import THREADS
-
-    return THREADS
+@cache
+def _starts_early(device_index: int) -> bool:
+    """Whether a launch may begin before its predecessor ends: the kernel waits for it on Hopper and later only."""
+    return torch.cuda.get_device_capability(device_index) >= (9, 0)
 
 
 def pack_weights(weights: QuantizedWeights, dtype: torch.dtype) -> Packed:
     """Canonical weights in the kernel's order, with scales in the activations' dtype.
 
-    BF16 scales are not the canonical FP16 ones: `reference` then gives the weights that the kernel really computes with.
+    BF16 scales are not the canonical FP16 ones: `reference` then gives the weights that the
+    kernel really computes with.
     """
     scales = weights.scales.to(dtype)
     tensors = {"codes": layout.pack_codes(weights.codes), "scales": layout.pack_scales(scales)}
@@ -173,7 +192,13 @@ class Marlin(Backend):
         """One launch of the kernel, with a workspace of its own."""
         M, K = activations.shape
         plan = make_plan(packed_operands(packed), M, output.shape[1], K, activations.device, choice)
-        return launcher(plan, packed, activations, output, make_workspace(plan, activations.device))
+        return Product(plan, packed, activations, output)
+
+    def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
+        """The tile that suits the shape; nothing is measured."""
+        M, K = activations[0].shape
+        plan = make_plan(packed_operands(packed[0]), M, outputs[0].shape[1], K, activations[0].device)
+        return {"tile": str(plan.build.tile), "stages": str(plan.build.stages), "ctas": str(plan.ctas)}
 
 
 class MarlinBf16(Marlin):
@@ -184,3 +209,40 @@ class MarlinBf16(Marlin):
     activation_dtype: ClassVar[Dtype] = "bf16"
     output_dtype: ClassVar[Dtype] = "bf16"
     dtype = torch.bfloat16
+
+
+class MarlinLinearKernel:
+    """The kernel as `marlin_bench.linear` drives it: tensors in a fixed order, allocation of outputs and workspace."""
+
+    name = "marlin"
+
+    def unsupported(self, weights: QuantizedWeights) -> str | None:
+        """One sentence why these weights have no packed form, or None."""
+        return unsupported_shape(1, weights.N, weights.K, weights.group_size)
+
+    def pack(self, weights: QuantizedWeights, dtype: torch.dtype) -> list[Tensor]:
+        """[codes, scales] or [codes, scales, zeros] for activations of `dtype`."""
+        return list(pack_weights(weights, dtype).tensors.values())
+
+    def multiply(
+        self, activations: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, group_size: int | None
+    ) -> Tensor:
+        """activations[M,K] @ W (+ bias) with tensors from `pack`."""
+        M, K = activations.shape
+        codes, scales, *zeros = tensors
+        N = codes.shape[1] * layout.BLOCK
+        output = torch.empty(M, N, dtype=activations.dtype, device=activations.device)
+        if M == 0:
+            return output
+        if reason := unsupported_shape(M, N, K, group_size):
+            raise ValueError(reason)
+        if activations.data_ptr() % _ALIGNMENT:
+            activations = activations.clone()
+        operands = Operands(group_size, bool(zeros), activations.dtype is torch.bfloat16)
+        packed = Packed({"codes": codes, "scales": scales} | ({"zeros": zeros[0]} if zeros else {}))
+        plan = make_plan(operands, M, N, K, activations.device)
+        Product(plan, packed, activations, output, bias)()
+        return output
+
+
+LINEAR_KERNEL = MarlinLinearKernel()
