@@ -72,3 +72,18 @@ __device__ __forceinline__ OutputVector operator+(const OutputVector& a, const O
   return {{a.low.x + b.low.x, a.low.y + b.low.y, a.low.z + b.low.z, a.low.w + b.low.w},
           {a.high.x + b.high.x, a.high.y + b.high.y, a.high.z + b.high.z, a.high.w + b.high.w}};
 }
+
+// Eight neighbours of a row of C, or of a bias: stored in 16 bytes and added up in FP32.
+template <typename Type>
+__device__ __forceinline__ OutputVector widened(const uint4& stored) {
+  using Pair = typename Type::Pair;
+  const float2 a = Type::to_floats(pair_of<Pair>(stored.x)), b = Type::to_floats(pair_of<Pair>(stored.y));
+  const float2 c = Type::to_floats(pair_of<Pair>(stored.z)), d = Type::to_floats(pair_of<Pair>(stored.w));
+  return {{a.x, a.y, b.x, b.y}, {c.x, c.y, d.x, d.y}};
+}
+
+template <typename Type>
+__device__ __forceinline__ uint4 rounded(const OutputVector& sum) {
+  return {bits_of(Type::from_floats(sum.low.x, sum.low.y)), bits_of(Type::from_floats(sum.low.z, sum.low.w)),
+          bits_of(Type::from_floats(sum.high.x, sum.high.y)), bits_of(Type::from_floats(sum.high.z, sum.high.w))};
+}

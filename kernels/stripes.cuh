@@ -58,6 +58,25 @@ struct Stripes {
   __device__ Segment whole(int tile) const { return {tile, 0, k_tiles, 1, 0, 0, 0}; }
 };
 
+// Hands this CTA's segments to `visit`, in the order in which they are computed. `visit` is called in one place, so that
+// it is compiled once.
+template <typename Visit>
+__device__ __forceinline__ void for_each_segment(const Stripes& stripes, const Visit& visit) {
+  int tile = stripes.cta;
+  int step = stripes.first_step(stripes.cta);
+  const int end = stripes.first_step(stripes.cta + 1);
+  while (tile < stripes.whole_tiles || step < end) {
+    const bool whole = tile < stripes.whole_tiles;
+    const Segment segment = whole ? stripes.whole(tile) : stripes.striped(step);
+    visit(segment);
+    if (whole) {
+      tile += stripes.ctas;
+    } else {
+      step += segment.k_end - segment.k_begin;
+    }
+  }
+}
+
 struct TileCoordinates {
   int row, column;
 };
