@@ -13,7 +13,7 @@ from marlin_bench.bootstrap import Level
 from marlin_bench.gate_rules import RelativeRule
 from marlin_bench.judgement import Evidence, Judgement, change, holm, judge
 from marlin_bench.noise import NoiseMap
-from marlin_bench.record import Origin, Record, Status
+from marlin_bench.record import Origin, Record, RunMeta, Status
 from marlin_bench.speedup import HEADLINE_BASELINE
 from marlin_bench.statistics import block_medians
 
@@ -206,3 +206,30 @@ def _judge_together(seen: dict[Key, Evidence]) -> dict[Key, tuple[Judgement, str
         key: judge(found, is_slower=slower[place], is_faster=faster[place])
         for place, (key, found) in enumerate(seen.items())
     }
+
+
+def unlike(old: RunMeta, new: RunMeta) -> list[str]:
+    """What makes two runs a comparison of machines or clock policies rather than of code; a sentence part each."""
+    was, now = old.environment, new.environment
+    pairs = (
+        ("device", was.device_name, now.device_name),
+        ("clock policy", old.clock_policy, new.clock_policy),
+        ("SM count", was.sm_count, now.sm_count),
+        ("memory", was.memory_bytes, now.memory_bytes),
+        ("ECC", was.ecc, now.ecc),
+        ("MIG", was.mig, now.mig),
+        ("power limit", was.power_limit_w, now.power_limit_w),
+    )
+    return [
+        f"{what} was {before} and is {after}"
+        for what, before, after in pairs
+        if before != after and before is not None and after is not None
+    ]
+
+
+def moved_packages(old: RunMeta, new: RunMeta) -> list[str]:
+    """What else differs and may explain a change: driver, CUDA, packages; a sentence part each."""
+    was, now = old.environment, new.environment
+    pairs = [("driver", was.driver, now.driver), ("CUDA", was.cuda, now.cuda)]
+    pairs += [(name, was.packages.get(name), now.packages.get(name)) for name in sorted({*was.packages, *now.packages})]
+    return [f"{what} {before or 'none'} → {after or 'none'}" for what, before, after in pairs if before != after]

@@ -1,0 +1,239 @@
+"""`gate`: a run judged by the rules of its suite or of a policy, on stored records alone.
+
+What breaks the question (another suite, another device, two devices in one run) is an error and ends the gate; what
+only weakens the answer makes the verdicts concerned inconclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from marlin_bench.exit_codes import ExitCode
+from marlin_bench.gate_policy import Policy, rule_text, suite_of_run
+from marlin_bench.gate_rules import AbsoluteRule, GateRule, KneeRule, ModelRule, RelativeRule, RightRule, Select
+from marlin_bench.noise import NoiseMap
+from marlin_bench.plan import plan
+from marlin_bench.record import Flag, Origin, Record, Status
+from marlin_bench.roofline import roofs_from_ceilings
+from marlin_bench.speedup import Row, rows, without_companions
+from marlin_bench.store import Run
+from marlin_bench.suite import Suite
+from marlin_bench.units import NOTHING
+from marlin_bench.verdict import GateReport, Outcome, Subject, Verdict
+
+HEADLINE_TIMER = "kernel"
+
+
+class GateError(RuntimeError):
+    """A question that cannot be judged (exit 2); one sentence."""
+
+
+class EmptyRunError(GateError):
+    """Nothing was measured (exit 5)."""
+
+
+class OtherDeviceError(GateError):
+    """The run is not of the device that the suite is written for (exit 6)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run before the gate, with what its rules may ask for."""
+
+    run: Run
+    policy: Policy
+    baseline: Run | None = None
+    noise: NoiseMap | None = None
+
+    @cached_property
+    def suite(self) -> Suite | None:
+        """The suite that says what should have been measured."""
+        return self.policy.suite or suite_of_run(self.run.meta)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The headline rows, companions of isolated backends left out."""
+        found = rows(self.run.records, roofs_from_ceilings(self.run.meta.ceilings))
+        timers = {row.record.timer for row in found}
+        timer = HEADLINE_TIMER if HEADLINE_TIMER in timers else sorted(timers)[0]
+        return without_companions(row for row in found if row.record.timer == timer)
+
+    @cached_property
+    def row_of(self) -> dict[tuple[str, str], Row]:
+        """Rows by planned cell and backend."""
+        return {(planned_cell(row.record), row.record.backend): row for row in self.rows}
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the run quotes values that somebody published."""
+        return self.run.meta.origin is Origin.PUBLISHED
+
+    def selected(self, select: Select) -> list[Row]:
+        """The headline rows that a rule is about."""
+        return [row for row in self.rows if selects(select, row.record)]
+
+    def missing(self, select: Select) -> list[str]:
+        """Planned and selected, but without a record: `cell backend`, in plan order; nothing for a quotation."""
+        if self.suite is None or self.is_published:
+            return []
+        formats = {row.record.backend: row.record.format for row in self.rows}
+        return [
+            f"{cell.id} {backend}"
+            for cell in plan(self.suite)
+            for backend in cell.backends
+            if (cell.id, backend) not in self.row_of
+            and select.matches(
+                backend=backend, layer=cell.layer, M=cell.M, group_size=cell.group_size, format=formats.get(backend, "")
+            )
+        ]
+
+    def command(self, verb: str, record: Record) -> str:
+        """The command that looks at one record again."""
+        suite = self.policy.name if self.policy.suite is not None else self.run.meta.suite
+        what = str(self.run.folder) if verb == "show" else suite
+        return f"marlin-bench {verb} {what} --only '{planned_cell(record)}' --backend {record.backend}"
+
+
+def planned_cell(record: Record) -> str:
+    """The planned cell of a record: a backend of its own process is stored under `<cell>+<backend>`."""
+    return record.cell.partition("+")[0]
+
+
+def selects(select: Select, record: Record) -> bool:
+    """Whether a rule is about a record."""
+    return select.matches(
+        backend=record.backend,
+        layer=record.layer,
+        M=record.M,
+        group_size=record.group_size,
+        format=record.format,
+    )
+
+
+def subject_of(record: Record) -> Subject:
+    """A record as the subject of a verdict."""
+    return Subject(planned_cell(record), record.backend, record.layer, record.M, record.id)
+
+
+def doubt(record: Record, rule: GateRule) -> str | None:
+    """Why a record is no evidence, whatever its value; None where it is."""
+    if rule.clocks == "locked" and not record.clocks_locked:
+        return "clocks were not locked, and the rule asks for it"
+    if Flag.THROTTLED in record.flags:
+        return "throttled: the hardware slowed itself down"
+    return None
+
+
+def refuse(case: Case) -> None:
+    """Raise what makes a run unfit to be judged at all."""
+    run, suite = case.run, case.policy.suite
+    environment = run.meta.environment
+    if suite is not None and not suite.device.matches(environment.device_kind, environment.device_name):
+        wanted = suite.device.name or suite.device.kind
+        raise OtherDeviceError(
+            f"suite {suite.name} is for {wanted}, and {run.folder} was measured on {environment.device_name}: "
+            "judge it with the suite of that device, or with a policy file"
+        )
+    if suite is not None and run.meta.suite != suite.name:
+        raise GateError(
+            f"{run.folder} is a run of suite {run.meta.suite}, not of {suite.name}: give the suite that it measured"
+        )
+    if not run.records:
+        raise EmptyRunError(f"{run.folder} holds no records: measure with `marlin-bench run {run.meta.suite}`")
+    devices = sorted({record.device for record in run.records})
+    if len(devices) > 1:
+        raise GateError(
+            f"{run.folder} holds records of {len(devices)} devices ({', '.join(devices)}): a run is of one; "
+            "measure each device into a folder of its own"
+        )
+    if case.baseline is not None:
+        refuse_baseline(case.baseline)
+
+
+def refuse_baseline(baseline: Run) -> None:
+    """Raise what makes a run unfit to be compared with."""
+    if baseline.meta.origin is Origin.PUBLISHED:
+        raise GateError(f"{baseline.folder} quotes published values: a baseline must be measured")
+    if not any(record.status is Status.OK for record in baseline.records):
+        raise EmptyRunError(f"the baseline {baseline.folder} holds no right record: set another one")
+
+
+def judge(case: Case, *, strict: bool = False, notes: Sequence[str] = ()) -> GateReport:
+    """Every verdict on a run; GateError where it cannot be judged at all."""
+    refuse(case)
+    verdicts = [verdict for index, rule in enumerate(case.policy.rules) for verdict in _judge_rule(case, index, rule)]
+    environment = case.run.meta.environment
+    return GateReport(
+        policy=case.policy.name,
+        run=case.run.meta.run,
+        folder=str(case.run.folder),
+        device=environment.device_name,
+        commit=environment.commit + ("+changes" if environment.dirty else ""),
+        rules=[rule_text(rule) for rule in case.policy.rules],
+        verdicts=verdicts,
+        baseline=None if case.baseline is None else case.baseline.meta.run,
+        strict=strict,
+        notes=[*notes, *_notes(case)],
+    )
+
+
+def _notes(case: Case) -> Iterator[str]:
+    suite, meta = case.policy.suite, case.run.meta
+    if suite is not None and not case.is_published and suite.digest != meta.suite_digest:
+        yield f"the run was measured with another version of suite {suite.name}; it is judged by the present one"
+
+
+def _judge_rule(case: Case, index: int, rule: GateRule) -> list[Verdict]:
+    from marlin_bench.gate_changes import judge_relative, judge_right
+    from marlin_bench.gate_values import judge_absolute, judge_knee, judge_model
+
+    match rule:
+        case AbsoluteRule():
+            found = judge_absolute(case, index, rule)
+        case ModelRule():
+            found = judge_model(case, index, rule)
+        case KneeRule():
+            found = judge_knee(case, index, rule)
+        case RelativeRule():
+            found = judge_relative(case, index, rule)
+        case RightRule():
+            found = judge_right(case, index, rule)
+    missing = [] if isinstance(rule, ModelRule) else case.missing(rule.select)
+    if missing:
+        found.append(_missing(case, index, rule, missing))
+    if not found:
+        found.append(_selects_nothing(index, rule))
+    return found
+
+
+def _missing(case: Case, index: int, rule: GateRule, missing: list[str]) -> Verdict:
+    several = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return Verdict(
+        rule=index,
+        kind=rule.rule,
+        rule_text=rule_text(rule),
+        outcome=Outcome.FAILED,
+        subject=Subject(),
+        measured=NOTHING,
+        required="a record",
+        reason=f"the suite plans {missing[0]}{several}, and the run has no record of it",
+        next_command=f"marlin-bench run {case.policy.name if case.policy.suite else case.run.meta.suite}",
+        code=ExitCode.NOTHING_MEASURED,
+    )
+
+
+def _selects_nothing(index: int, rule: GateRule) -> Verdict:
+    return Verdict(
+        rule=index,
+        kind=rule.rule,
+        rule_text=rule_text(rule),
+        outcome=Outcome.FAILED,
+        subject=Subject(),
+        measured=NOTHING,
+        required="a record",
+        reason="the rule selects no record of this run: correct its `select`, or measure what it asks for",
+        next_command="marlin-bench show --json",
+        code=ExitCode.NOTHING_MEASURED,
+    )
