@@ -130,6 +130,7 @@ class Entrant:
     checks: list[Check] = field(default_factory=list)
     stopwatches: dict[TimerName, Stopwatch] = field(default_factory=dict)
     blocks: dict[TimerName, list[Block]] = field(default_factory=dict)
+    throttled_blocks: dict[TimerName, list[Block]] = field(default_factory=dict)
     converged: dict[TimerName, bool] = field(default_factory=dict)
     energy: EnergyUse | None = None
     reason: str | None = None
@@ -304,7 +305,7 @@ class CellMeasurement:
                     self.emitter.phase(entrant.name, f"prepare timer {timer}")
                     stopwatch = self.machine.timers[timer].stopwatch(entrant.launches, self.job.sampling.block_seconds)
                     entrant.stopwatches[timer] = stopwatch
-                    entrant.blocks[timer] = []
+                    entrant.blocks[timer], entrant.throttled_blocks[timer] = [], []
                 self._blocks(timer, entrants, window)
             self.power_w = None if window is None else window(began, time.monotonic()).power_w
         if self.job.energy_seconds is not None:
@@ -379,13 +380,14 @@ class CellMeasurement:
     def _turn(
         self, timer: TimerName, entrant: Entrant, index: int, position: int, window: TelemetryWindow | None
     ) -> tuple[Block, float]:
-        """One backend's turn; repeated after a cool-down while the hardware slowed itself down."""
-        for _ in range(_MOST_REPEATS):
+        """One backend's turn; while the hardware slows itself down, measured again after a cool-down."""
+        for attempt in range(_MOST_REPEATS):
             self.emitter.phase(entrant.name, "timing")
             sample = entrant.stopwatches[timer].sample()
             block = self._block(sample, index, position, window)
-            if block.telemetry is None or not must_repeat(block.telemetry):
+            if block.telemetry is None or not must_repeat(block.telemetry) or attempt == _MOST_REPEATS - 1:
                 break
+            entrant.throttled_blocks[timer].append(block)  # kept and flagged, but no part of the result
             time.sleep(_COOL_DOWN_SECONDS)
         seconds = sum(sample.times) / len(sample.times) * entrant.stopwatches[timer].launches
         self.timed_s += seconds
@@ -420,6 +422,7 @@ class CellMeasurement:
                     record.model_copy(
                         update={
                             "blocks": blocks,
+                            "throttled_blocks": entrant.throttled_blocks[timer],
                             "converged": entrant.converged[timer],
                             "flags": self._flags(timer, entrant),
                             "cell_power_w": self.power_w,

@@ -168,6 +168,7 @@ class Record(_Model):
     checks: list[Check] = []
     rotation: Rotation | None = None
     blocks: list[Block] = []
+    throttled_blocks: list[Block] = []
     converged: bool | None = None
     cell_power_w: float | None = None
     energy: EnergyUse | None = None
@@ -179,7 +180,7 @@ class Record(_Model):
 
     @model_validator(mode="after")
     def _samples_only_when_right(self) -> Record:
-        if self.blocks and self.status is not Status.OK:
+        if (self.blocks or self.throttled_blocks) and self.status is not Status.OK:
             raise ValueError(f"a record with status {self.status} cannot carry samples")
         if self.origin is Origin.PUBLISHED and (self.blocks or self.checks or self.published is None):
             raise ValueError("a published record quotes a source and has neither samples nor checks")

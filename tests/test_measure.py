@@ -142,8 +142,19 @@ def test_a_block_under_hardware_slowdown_is_measured_again_kept_and_flagged(monk
 
     collector = measure(["sim_fp16"], machine=SimulatedMachine(window=window))
     record = by_backend(collector)["sim_fp16"]
-    assert len(calls) > len(record.blocks)
+    assert len(record.throttled_blocks) == 2 * len(record.blocks)  # three attempts each, the last one counts
+    assert len(calls) >= 3 * len(record.blocks)
+    assert all(block.flags == [Flag.THROTTLED] for block in [*record.blocks, *record.throttled_blocks])
     assert Flag.THROTTLED in record.flags
+
+
+def test_after_a_cool_down_the_clean_block_counts_and_the_throttled_one_is_kept(monkeypatch):
+    monkeypatch.setattr("marlin_bench.measure._COOL_DOWN_SECONDS", 0.0)
+    reasons = iter([["hw_thermal"], *([[]] * 1000)])
+    machine = SimulatedMachine(window=lambda started, ended: Telemetry(event_reasons=next(reasons)))
+    record = by_backend(measure(["sim_fp16"], machine=machine))["sim_fp16"]
+    assert len(record.throttled_blocks) == 1
+    assert Flag.THROTTLED not in record.flags
 
 
 def test_the_same_seed_gives_the_same_order_of_turns():
