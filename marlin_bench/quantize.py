@@ -66,8 +66,13 @@ class QuantizedWeights:
         return weights
 
 
-def quantize(weights: Tensor, group_size: int | None, *, zero_points: bool = False) -> QuantizedWeights:
+def quantize(
+    weights: Tensor, group_size: int | None, *, zero_points: bool = False, mask: Tensor | None = None
+) -> QuantizedWeights:
     """Quantise weights [K, N] (floating point) to 4 bits with FP16 scales per `group_size` rows (None: per column).
+
+    A `mask` (bool [K, N], True where a weight is kept; see pruning.py) prunes before quantising, so that the scales fit
+    what is kept.
 
     Raises ValueError when K is not a multiple of the group size.
     """
@@ -75,6 +80,8 @@ def quantize(weights: Tensor, group_size: int | None, *, zero_points: bool = Fal
     rows = K if group_size is None else group_size
     if rows < 1 or K % rows:
         raise ValueError(f"K {K} is not divisible by the group size {rows}")
+    if mask is not None:
+        weights = weights.masked_fill(~mask, 0)
     grouped = weights.float().view(K // rows, rows, N)
     tiny = torch.finfo(torch.float16).tiny
     if zero_points:
@@ -89,5 +96,5 @@ def quantize(weights: Tensor, group_size: int | None, *, zero_points: bool = Fal
         codes = torch.clamp(torch.round(grouped / scales.float()[:, None]) + SYMMETRIC_ZERO, 0, LARGEST_CODE)
         stored_zeros = None
     return QuantizedWeights(
-        codes=codes.to(torch.uint8).view(K, N), scales=scales, zeros=stored_zeros, group_size=group_size
+        codes=codes.to(torch.uint8).view(K, N), scales=scales, zeros=stored_zeros, mask=mask, group_size=group_size
     )

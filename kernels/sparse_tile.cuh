@@ -1,0 +1,79 @@
+// The numbers that shape one build of marlin_sparse.cu, all from -D options (marlin_bench/marlin_sparse_config.py):
+//   TILE_M x TILE_N x TILE_K   batch rows, output channels and (dense) k of a CTA's tile
+//   WARPS                      that compute; two more fetch
+//   WARP_ROWS                  most batch rows of a warp: 32, or 64 with the registers of idle warps (sm_90a)
+//   STAGES                     depth of the shared-memory ring
+//   SCALE_ROWS                 scale groups that one k tile touches: 1, or TILE_K / group
+//   BF16                       0 or 1: activations in BF16
+//   CTAS_PER_SM                how many are meant to share an SM
+//   BULK_COPIES                0 or 1: the ring is filled by bulk copies; by default where they exist, from sm_90 on
+//
+// Computing warps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 channels and up to WARP_ROWS batch rows; the warps left over
+// split K inside the tile and are added up at its end (reduction.cuh). Where N allows, all warps lie side by side:
+// the wider the tile, the fewer times the activations are read from L2.
+//
+//      TILE 16x512x128  1 x 8 x 1      TILE 16x128x256  1 x 2 x 4      TILE 64x256x64  2 x 4 x 1
+#pragma once
+#include "fragments.cuh"
+
+#if BF16
+using Type = Bf16;
+#else
+using Type = Fp16;
+#endif
+using Scalar = Type::Scalar;
+
+#ifndef BULK_COPIES
+#define BULK_COPIES (__CUDA_ARCH__ >= 900)
+#endif
+
+constexpr int kTileM = TILE_M, kTileN = TILE_N, kTileK = TILE_K;
+constexpr int kStages = STAGES;
+constexpr int kScaleRows = SCALE_ROWS;
+
+constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
+// A warp of 64 rows has 128 sums a lane and needs more registers than ten warps can have: on sm_90a two idle warps beside
+// the two that fetch make a warpgroup, which may hand its registers on.
+constexpr bool kReallocate = WARP_ROWS > 32;
+constexpr int kProducerThreads = kReallocate ? 128 : 64;
+constexpr int kProducerRegisters = 56, kComputeRegisters = 224;
+constexpr int kWarpsN = kTileN / 64;
+constexpr int kWarpsM = (kTileM + WARP_ROWS - 1) / WARP_ROWS;
+constexpr int kWarpsK = kWarps / (kWarpsN * kWarpsM);
+constexpr int kBatchBlocks = kTileM / 8 / kWarpsM;  // 8-row blocks of a warp
+constexpr int kBlocks = kTileK / 64 / kWarpsK;      // 64x64 blocks of a warp in a tile
+static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the batch warps must divide the warps");
+static_assert(kBatchBlocks * 8 * kWarpsM == kTileM, "batch warps share the tile evenly");
+static_assert(kBlocks >= 1 && kBlocks * kWarpsK * 64 == kTileK, "warps that split K get whole blocks");
+
+// A packed 64x64 block, in 16-byte vectors: codes of two units of 32 k, then their positions (layouts/marlin_sparse.py).
+constexpr int kUnitVectors = 32;                  // codes of 64 channels x 32 k: one vector a lane
+constexpr int kPositionVectors = 16;              // half a vector a lane
+constexpr int kBlockSparseVectors = 2 * (kUnitVectors + kPositionVectors);
+constexpr int kUnits = 2 * kBlocks;               // of a warp in a tile
+
+// A stage of the ring, in 16-byte vectors: activations, weights, scales.
+constexpr int kARowVectors = kTileK / 8;
+constexpr int kAVectors = kTileM * kARowVectors;
+constexpr int kBVectors = kTileK / 64 * kWarpsN * kBlockSparseVectors;
+constexpr int kScaleRowVectors = kTileN / 8;
+constexpr int kScaleVectors = kScaleRows * kScaleRowVectors;
+constexpr int kStageVectors = kAVectors + kBVectors + kScaleVectors;
+
+// Where a computing thread stands.
+struct Position {
+  int lane, group, pair;  // group = lane / 4, pair = lane % 4 (g and t of sparse_fragments.cuh)
+  int warp_m, warp_n, warp_k;
+  __device__ Position() {
+    const int warp = threadIdx.x / 32;
+    lane = threadIdx.x % 32;
+    group = lane / 4;
+    pair = lane % 4;
+    warp_n = warp % kWarpsN;
+    warp_m = warp / kWarpsN % kWarpsM;
+    warp_k = warp / (kWarpsN * kWarpsM);
+  }
+};
+
+// The threads that compute meet; the one that fetches goes on.
+__device__ __forceinline__ void sync_computing() { bar_sync(1, kThreads); }
