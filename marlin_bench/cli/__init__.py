@@ -12,7 +12,25 @@ from typing import Annotated
 import typer
 
 from marlin_bench import __version__
-from marlin_bench.cli import ceilings, clocks, doctor, export, listing, plot, publish, run, show, time, verify
+from marlin_bench.cli import (
+    baseline,
+    ceilings,
+    clocks,
+    compare,
+    doctor,
+    export,
+    kernels,
+    gate,
+    listing,
+    plot,
+    publish,
+    report,
+    run,
+    show,
+    time,
+    tune,
+    verify,
+)
 from marlin_bench.cli.complaints import complaint_of
 from marlin_bench.exit_codes import ExitCode
 
@@ -50,12 +68,19 @@ app.command("time")(time.time)
 app.command("verify")(verify.verify)
 app.command("show")(show.show)
 app.add_typer(plot.app, name="plot")
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("publish")(publish.publish)
 app.add_typer(listing.app, name="list")
 app.command("ceilings")(ceilings.ceilings)
 app.add_typer(clocks.app, name="clocks")
+app.command("gate")(gate.gate)
+app.command("compare")(compare.compare)
+app.command("noise")(compare.noise)
+app.add_typer(baseline.app, name="baseline")
 app.command("doctor")(doctor.doctor)
+app.command("kernels")(kernels.kernels)
+app.command("tune")(tune.tune)
 
 
 def main() -> None:

@@ -16,10 +16,18 @@ EXIT_CODES: dict[str, ExitCode] = {
     "marlin_bench.problem.FormatError": ExitCode.USAGE,
     "marlin_bench.units.UnitError": ExitCode.USAGE,
     "marlin_bench.export.ExportError": ExitCode.USAGE,
+    "marlin_bench.report.markdown.MarkerError": ExitCode.USAGE,
+    "marlin_bench.model_times.NoAnswerError": ExitCode.NOTHING_MEASURED,
     "marlin_bench.plots.canvas.PlotError": ExitCode.USAGE,
+    "marlin_bench.gate.OtherDeviceError": ExitCode.ENVIRONMENT,
+    "marlin_bench.gate.EmptyRunError": ExitCode.NOTHING_MEASURED,
+    "marlin_bench.gate.GateError": ExitCode.USAGE,
+    "marlin_bench.baseline.BaselineError": ExitCode.USAGE,
+    "marlin_bench.noise.NoiseError": ExitCode.USAGE,
     "marlin_bench.store.DiskFullError": ExitCode.PARTLY_FAILED,
     "marlin_bench.store.StoreError": ExitCode.USAGE,
     "marlin_bench.device.DeviceError": ExitCode.ENVIRONMENT,
+    "marlin_bench.cuda_source.BuildError": ExitCode.PARTLY_FAILED,
     "marlin_bench.clocks.ClockError": ExitCode.ENVIRONMENT,
 }
 
