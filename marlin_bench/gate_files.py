@@ -118,7 +118,7 @@ def _command_property(text: str) -> str:
     return _command_value(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def annotations(report: GateReport) -> Iterator[str]:
+def github_annotations(report: GateReport) -> Iterator[str]:
     """GitHub workflow commands, the gravest first: an error a failure, a warning an inconclusive cell."""
     for level, outcome in (("error", Outcome.FAILED), ("warning", Outcome.INCONCLUSIVE)):
         found = [verdict for verdict in report.by_severity if verdict.outcome is outcome]

@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from marlin_bench.record import Record, Status
-from marlin_bench.store import Run
+from marlin_bench.store import RETRIES_FOLDER, Run
 from marlin_bench.verdict import GateReport, Outcome, Verdict
+
+_WRONG = {Status.WRONG, Status.IMPOSSIBLE}
 
 Measure = Callable[[tuple[str, ...]], list[Record]]
 """Planned cells → their records, measured in fresh processes."""
@@ -40,9 +42,11 @@ def _cells_of(verdict: Verdict, known: list[str]) -> list[str]:
 
 
 def pooled(first: Record, again: Record) -> Record:
-    """Both measurements as one record: later blocks follow earlier ones; what is not `ok` wins over what is."""
+    """Both measurements as one record: later blocks follow earlier ones; what was ever wrong stays wrong."""
+    if first.status in _WRONG:
+        return first
     if first.status is not Status.OK or again.status is not Status.OK:
-        return again if first.status is Status.OK or again.status is Status.OK else first
+        return again
     start = 1 + max(block.index for block in first.blocks)
     later = 1 + max(block.started_s for block in first.blocks)
     moved = [
@@ -85,4 +89,4 @@ def repeated(run: Run, records: Iterable[Record]) -> Run:
 
 def retry_folder(run: Run, attempt: int) -> Path:
     """Where the runs of a retry lie: beside the run that is judged, never inside results that others read."""
-    return run.folder / "retries" / str(attempt)
+    return run.folder / RETRIES_FOLDER / str(attempt)

@@ -28,6 +28,10 @@ RECORDS_FILE = "records.jsonl"
 PACKED_RECORDS_FILE = "records.jsonl.gz"
 LOCK_FILE = "writer.lock"
 RESULTS_VARIABLE = "MARLIN_BENCH_RESULTS"
+BASELINES_FOLDER = "baselines"
+RETRIES_FOLDER = "retries"
+SET_ASIDE = frozenset({BASELINES_FOLDER, RETRIES_FOLDER})
+"""Folders of accepted baselines, and of what a gate measured again: no runs of their own."""
 
 
 class StoreError(RuntimeError):
@@ -87,6 +91,15 @@ def _parse_record(line: bytes) -> Record:
     return Record.model_validate(upgrade(json.loads(line)))
 
 
+def _reason(error: ValueError) -> str:
+    """What is wrong with a line, in a few words: the field that does not fit, rather than how many do not."""
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0]
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
 def _parse_lines(data: bytes, path: Path) -> list[Record]:
     records: list[Record] = []
     lines = data.split(b"\n")
@@ -99,7 +112,7 @@ def _parse_lines(data: bytes, path: Path) -> list[Record]:
         except (ValueError, ValidationError) as error:
             if is_last:
                 break
-            reason = str(error).splitlines()[0]
+            reason = _reason(error)
             raise StoreError(
                 f"{path}:{number} is not a record ({reason}): remove that line or restore the file"
             ) from error
@@ -168,10 +181,11 @@ def _line(record: Record) -> str:
 
 
 def find_runs(results: Path) -> list[Path]:
-    """Every run folder under `results`, published ones too, oldest first."""
+    """Every run folder under `results`, published ones too, oldest first; copies kept for a gate are none."""
     if not results.is_dir():
         return []
-    folders = {path.parent for path in results.rglob(META_FILE)}
+    paths = (path.parent for path in results.rglob(META_FILE))
+    folders = {path for path in paths if SET_ASIDE.isdisjoint(path.relative_to(results).parts)}
     return sorted(folders, key=lambda folder: (folder.name, str(folder)))
 
 
