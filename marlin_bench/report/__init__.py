@@ -1,0 +1,1 @@
+"""One page of a run: HTML that needs nothing else, or Markdown."""
