@@ -14,13 +14,13 @@ from marlin_bench.worker import Worker, _Replies
 WORKER = str(Path(__file__).parent / "simulated_worker.py")
 
 
-def simulated_suite(backends, M=(1, 4), layers=((256, 128),), timeout=20.0, **sampling):
+def simulated_suite(backends, M=(1, 4), layers=((256, 128),), timeout=20.0, extra="", **sampling):
     """A suite on small layers; `sampling` overrides the quick defaults."""
     settings = {"min_blocks": 6, "max_blocks": 12, "block_seconds": 0.001, "timeout_seconds": timeout, **sampling}
     lines = ["device: {kind: cpu}", f"M: {list(M)}", f"backends: {list(backends)}", "seed: 7", "layers:"]
     lines += [f"  - {{K: {K}, N: {N}}}" for K, N in layers]
     lines += ["sampling:", *(f"  {key}: {value}" for key, value in settings.items())]
-    return parse_suite("\n".join(lines) + "\n", source="simulated.yaml", name="simulated")
+    return parse_suite("\n".join([*lines, extra]) + "\n", source="simulated.yaml", name="simulated")
 
 
 def simulated_executor(*arguments):

@@ -117,6 +117,12 @@ def test_a_budget_stops_after_the_cell_and_resume_measures_only_the_rest(tmp_pat
     assert len((rest.folder / "records.jsonl").read_text().splitlines()) == 6
 
 
+def test_energy_is_measured_in_the_cells_the_suite_names_and_nowhere_else(tmp_path):
+    suite = simulated_suite(["sim_fp16", "sim_int4"], extra='energy: {cells: ["*/M4"], seconds: 0.5}')
+    records = read_run(run(suite, tmp_path).folder).records
+    assert {(record.M, record.energy is not None) for record in records} == {(1, False), (4, True)}
+
+
 def test_another_suite_text_is_another_run_even_within_a_second(tmp_path):
     first = run(simulated_suite(["sim_fp16"]), tmp_path, budget_s=0.0)
     second = run(simulated_suite(["sim_fp16", "sim_int4"]), tmp_path, budget_s=0.0)
