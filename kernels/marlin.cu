@@ -134,10 +134,10 @@ struct Output {
   }
 };
 
-// A dependent launch starts while its predecessor still runs; from here on the predecessor's results are there.
+// A dependent launch may start before its predecessor's results are in memory; from here on they are. Nothing triggers
+// it early: CTAs of two launches would share SMs unevenly.
 __device__ __forceinline__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
-  griddepcontrol_launch_dependents();
   griddepcontrol_wait();
 #endif
 }

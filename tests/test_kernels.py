@@ -1,0 +1,54 @@
+"""Every kernel build compiles without a GPU, spills nothing, and takes what kernels/resources.json says."""
+
+import json
+import re
+
+import pytest
+
+from marlin_bench import kernel_catalog
+from marlin_bench.cuda_source import compile_cubin, kernels_folder
+from marlin_bench.kernel_catalog import SHARED_BYTES_PER_BLOCK, BuildResources, compile_build, kernel_builds
+from marlin_bench.marlin_config import TILES, Build, Operands
+
+BUILDS = kernel_builds()
+RECORDED = kernel_catalog.recorded_resources()
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.key)
+def test_a_build_takes_the_recorded_registers_and_shared_memory(build):
+    taken = compile_build(build)
+    assert taken == RECORDED[build.key], "run `python -m marlin_bench.kernel_catalog` and review the difference"
+
+
+def test_the_table_holds_the_builds_and_no_others():
+    assert sorted(RECORDED) == sorted(build.key for build in BUILDS)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.key)
+def test_a_build_fits_the_shared_memory_of_its_architecture(build):
+    taken = RECORDED[build.key]
+    assert taken.static_shared_bytes + taken.dynamic_shared_bytes <= SHARED_BYTES_PER_BLOCK[build.arch]
+
+
+def test_another_number_of_registers_is_noticed(monkeypatch):
+    build = BUILDS[0]
+    taken = compile_build(build)
+    monkeypatch.setitem(RECORDED, build.key, BuildResources(taken.registers + 1, 0, 0))
+    assert compile_build(build) != RECORDED[build.key]
+
+
+@pytest.mark.parametrize("ablation", ["ABLATE_DEQUANTISE", "ABLATE_SCALES", "ABLATE_REDUCTION", "ABLATE_SWIZZLE"])
+def test_ablation_builds_compile(ablation):
+    build = Build(TILES[0], Operands(), 4)
+    assert compile_cubin("marlin", "sm_90a", {**build.defines, ablation: 1}).resources[0].spill_bytes == 0
+
+
+def test_inline_ptx_stands_in_ptx_cuh_only():
+    for path in sorted(kernels_folder().glob("*.cu*")):
+        if path.name != "ptx.cuh":
+            assert not re.search(r"\basm\b", path.read_text(encoding="utf-8")), path.name
+
+
+def test_the_table_is_one_line_a_build():
+    text = (kernels_folder() / "resources.json").read_text(encoding="utf-8")
+    assert len(text.splitlines()) == len(json.loads(text)) + 2
