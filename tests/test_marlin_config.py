@@ -1,0 +1,120 @@
+"""The partition, the pipeline depth and the tile choice of kernels/marlin.cu, without a GPU."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marlin_bench.backends.marlin import Marlin
+from marlin_bench.backends.protocol import DeviceTraits
+from marlin_bench.marlin_config import (
+    TILES,
+    ConfigError,
+    Machine,
+    Operands,
+    Stripes,
+    build_for,
+    choose_build,
+    plan_for,
+    tile_named,
+)
+from marlin_bench.problem import Problem
+
+AMPERE = Machine(84, 99 * 1024)
+HOPPER = Machine(132, 227 * 1024)
+GPU = DeviceTraits("cuda", "a GPU", capability=(8, 0))
+
+
+def slices_of(stripes):
+    """(tile, first k, end k, slice, slices, place) of every striped segment, as stripes.cuh walks them."""
+    for cta in range(stripes.ctas):
+        step, end = stripes.first_step(cta), stripes.first_step(cta + 1)
+        while step < end:
+            tile = step // stripes.k_tiles
+            first = stripes.owner(tile * stripes.k_tiles)
+            last = stripes.owner((tile + 1) * stripes.k_tiles - 1)
+            k_end = min(stripes.k_tiles, end - tile * stripes.k_tiles)
+            k_begin = step - tile * stripes.k_tiles
+            yield tile, k_begin, k_end, cta - first, last - first + 1, stripes.place(tile, cta)
+            step += k_end - k_begin
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 60))
+def test_every_step_is_computed_once_and_slices_are_numbered_down_k(k_tiles, tiles, ctas):
+    stripes = Stripes(k_tiles, tiles, min(ctas, tiles * k_tiles))
+    assert stripes.whole_tiles + stripes.striped_tiles == tiles
+    by_tile = {}
+    for tile, k_begin, k_end, number, count, _ in slices_of(stripes):
+        by_tile.setdefault(tile, []).append((k_begin, k_end, number, count))
+    assert len(by_tile) == stripes.striped_tiles
+    for parts in by_tile.values():
+        assert [number for _, _, number, _ in parts] == list(range(len(parts)))
+        assert {count for *_, count in parts} == {len(parts)}
+        edges = [edge for k_begin, k_end, *_ in parts for edge in (k_begin, k_end)]
+        assert edges == sorted(edges)
+        assert edges[0] == 0
+        assert edges[-1] == k_tiles
+        assert edges[1:-1:2] == edges[2::2]
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 60))
+def test_every_slice_has_a_place_of_its_own_inside_the_workspace(k_tiles, tiles, ctas):
+    stripes = Stripes(k_tiles, tiles, min(ctas, tiles * k_tiles))
+    places = [place for *_, place in slices_of(stripes)]
+    assert len(set(places)) == len(places)
+    assert all(0 <= place < stripes.places for place in places)
+
+
+def test_stripes_differ_by_at_most_one_step():
+    stripes = Stripes(k_tiles=576, tiles=72, ctas=264)
+    lengths = {stripes.first_step(cta + 1) - stripes.first_step(cta) for cta in range(264)}
+    assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("machine", [AMPERE, HOPPER])
+@pytest.mark.parametrize("group_size", [32, 64, 128, None])
+@pytest.mark.parametrize("M", [1, 16, 17, 33, 64, 65, 97, 300, 65536])
+@pytest.mark.parametrize(("N", "K"), [(64, 128), (4096, 4096), (4096, 192), (18432, 73728)])
+def test_every_supported_problem_has_a_build(machine, group_size, M, N, K):
+    if group_size and K % group_size:
+        pytest.skip("no such problem")
+    build = choose_build(Operands(group_size, zero_points=True), M, N, K, machine)
+    plan = plan_for(build, M, N, K, machine.sm_count * build.tile.ctas_per_sm)
+    assert build.stages >= 3
+    assert build.shared_bytes * build.tile.ctas_per_sm <= machine.shared_per_block
+    assert 1 <= plan.ctas <= machine.sm_count * build.tile.ctas_per_sm
+
+
+@pytest.mark.parametrize(
+    ("M", "rows"), [(1, 16), (16, 16), (17, 32), (33, 48), (49, 64), (65, 96), (97, 128), (128, 128)]
+)
+def test_ragged_rows_cost_at_most_their_padding(M, rows):
+    assert choose_build(Operands(), M, 18432, 73728, HOPPER).tile.rows == rows
+
+
+def test_sms_share_shared_memory_between_the_ctas_a_tile_asks_for():
+    build = build_for(tile_named("16x256x128x2"), Operands(), HOPPER.shared_per_block)
+    assert 2 * (build.shared_bytes + 1024) <= 228 * 1024
+
+
+def test_a_tile_that_does_not_fit_says_so():
+    with pytest.raises(ConfigError, match="tile 128x256x64 needs more than the 49152 bytes"):
+        build_for(TILES[-1], Operands(), 48 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (Problem(1, 96, 128), "N 96 is not a multiple of 64"),
+        (Problem(1, 64, 96, 32), "K 96 is not a multiple of 64"),
+        (Problem(1, 64, 256, 256), "group size 256 is not one of 32, 64, 128 or one group a column"),
+        (Problem(65537, 64, 128), "M 65537 is not between 1 and 65536"),
+        (Problem(65536, 64, 128, None), None),
+    ],
+)
+def test_what_is_not_supported_is_said_in_one_sentence(problem, reason):
+    assert Marlin().unsupported(problem, GPU) == reason
+
+
+def test_gpus_before_ampere_are_refused():
+    turing = DeviceTraits("cuda", "T4", capability=(7, 5))
+    assert "7.5 is below 8.0" in str(Marlin().unsupported(Problem(1, 64, 128), turing))
