@@ -15,6 +15,7 @@ from marlin_bench.marlin_config import (
     build_for,
     choose_build,
     plan_for,
+    suitable_ctas,
     tile_named,
 )
 from marlin_bench.problem import Problem
@@ -89,6 +90,11 @@ def test_every_supported_problem_has_a_build(machine, group_size, M, N, K):
 )
 def test_ragged_rows_cost_at_most_their_padding(M, rows):
     assert choose_build(Operands(), M, 18432, 73728, HOPPER).tile.rows == rows
+
+
+@pytest.mark.parametrize(("N", "ctas"), [(4096, 128), (8192, 128), (18432, 132), (64 * 131, 132)])
+def test_tiles_are_cut_evenly_when_that_leaves_few_sms_idle(N, ctas):
+    assert suitable_ctas(tile_named("16x256x128"), 16, N, 132) == ctas
 
 
 def test_sms_share_shared_memory_between_the_ctas_a_tile_asks_for():

@@ -24,6 +24,7 @@ from marlin_bench.marlin_config import (
     build_for,
     choose_build,
     plan_for,
+    suitable_ctas,
     tile_named,
     unsupported_shape,
 )
@@ -72,7 +73,8 @@ def make_plan(operands: Operands, M: int, N: int, K: int, device: torch.device, 
         build = choose_build(operands, M, N, K, machine)
     if "stages" in choice:
         build = Build(build.tile, operands, int(choice["stages"]))
-    return plan_for(build, M, N, K, int(choice.get("ctas", machine.sm_count * build.tile.ctas_per_sm)))
+    ctas = int(choice["ctas"]) if "ctas" in choice else suitable_ctas(build.tile, M, N, machine.sm_count)
+    return plan_for(build, M, N, K, ctas)
 
 
 def make_workspace(plan: Plan, device: torch.device) -> Workspace:
