@@ -255,7 +255,8 @@ def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
             return names
     tall = min((96, 128), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
     if -(-M // tall) * -(-N // 256) * 4 <= sm_count:
-        return ("64x256x64",)  # more tiles, so that fewer CTAs share one
+        # more tiles, so that fewer CTAs share one
+        return ("64x128x128", "64x256x64") if weight_tiles < 12 and M <= 128 else ("64x256x128", "64x256x64")
     return (f"{tall}x256x64", "64x256x64")
 
 

@@ -92,7 +92,7 @@ def _address(tensor: Tensor | None) -> bytes:
 class Product:
     """One product bound to its operands; calling it enqueues one launch on torch's current stream.
 
-    The workspace belongs to the product: one object must not run on two streams at once, two objects may.
+    Launches that may run at the same time need workspaces of their own, which is what they get without one.
     """
 
     def __init__(
@@ -168,6 +168,9 @@ class Marlin(Backend):
     summary = "MARLIN, 4-bit weights and FP16 activations on mma.sync (sm_80 and up)"
     dtype: ClassVar[torch.dtype] = torch.float16
 
+    def __init__(self) -> None:
+        self._workspaces: dict[tuple[torch.device, int], Workspace] = {}
+
     def version(self) -> str:
         """The digest of the kernel's sources."""
         return f"marlin {source_digest('marlin')}"
@@ -191,10 +194,18 @@ class Marlin(Backend):
         return pack_weights(weights, self.dtype)
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
-        """One launch of the kernel, with a workspace of its own."""
+        """One launch of the kernel; launches for two streams are made under those streams."""
         M, K = activations.shape
         plan = make_plan(packed_operands(packed), M, output.shape[1], K, activations.device, choice)
-        return Product(plan, packed, activations, output)
+        return Product(plan, packed, activations, output, workspace=self._workspace(plan, activations.device))
+
+    def _workspace(self, plan: Plan, device: torch.device) -> Workspace:
+        """The workspace of the current stream: launches made under one stream run one after the other on it."""
+        key = (device, torch.cuda.current_stream(device).cuda_stream)
+        kept = self._workspaces.get(key)
+        if kept is None or kept.sums.numel() * 4 < plan.sum_bytes or kept.counters.numel() < plan.counters:
+            kept = self._workspaces[key] = make_workspace(plan, device)
+        return kept
 
     def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
         """The tile that suits the shape; nothing is measured."""
