@@ -6,6 +6,7 @@ only weakens the answer makes the verdicts concerned inconclusive.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,7 +94,8 @@ class Case:
         """The command that looks at one record again."""
         suite = self.policy.name if self.policy.suite is not None else self.run.meta.suite
         what = str(self.run.folder) if verb == "show" else suite
-        return f"marlin-bench {verb} {what} --only '{planned_cell(record)}' --backend {record.backend}"
+        words = ["marlin-bench", verb, what, "--only", planned_cell(record), "--backend", record.backend]
+        return shlex.join(words)
 
 
 def planned_cell(record: Record) -> str:

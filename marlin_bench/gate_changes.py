@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+
 from marlin_bench.compare import CellChange, compare, unlike
 from marlin_bench.exit_codes import ExitCode
 from marlin_bench.gate import Case, doubt, selects, subject_of
 from marlin_bench.gate_policy import rule_text
 from marlin_bench.gate_rules import RelativeRule, RightRule
-from marlin_bench.judgement import Judgement
+from marlin_bench.judgement import Evidence, Judgement
 from marlin_bench.record import Origin, Record, Status
 from marlin_bench.units import format_percent
 from marlin_bench.verdict import Outcome, Subject, Verdict
 
+LARGEST_TOLERANCE = 0.05
+"""Noise may widen a tolerance up to here; a cell that needs more says nothing."""
 _WRONG = {Status.WRONG, Status.IMPOSSIBLE}
 _BROKEN = {Status.CRASHED, Status.TIMEOUT, Status.OUT_OF_MEMORY}
 
@@ -91,6 +95,11 @@ def judge_relative(case: Case, index: int, rule: RelativeRule) -> list[Verdict]:
     return [_relative_verdict(case, index, rule, change) for change in changes]
 
 
+def _is_noise(rule: RelativeRule, seen: Evidence) -> bool:
+    """Whether the tolerance is what it is because of noise, rather than by the policy's own numbers."""
+    return rule.noise * seen.noise >= seen.tolerance * (1 - 1e-9)
+
+
 def _relative_verdict(case: Case, index: int, rule: RelativeRule, change: CellChange) -> Verdict:
     record, seen = change.named, change.evidence
     subject = subject_of(record)
@@ -101,6 +110,9 @@ def _relative_verdict(case: Case, index: int, rule: RelativeRule, change: CellCh
         Judgement.AMBIGUOUS: Outcome.INCONCLUSIVE,
     }.get(change.judgement, Outcome.PASSED)
     reason = change.reason
+    if outcome is Outcome.PASSED and seen.tolerance > max(rule.relative, LARGEST_TOLERANCE) and _is_noise(rule, seen):
+        share = format_percent(seen.tolerance, 1)
+        outcome, reason = Outcome.INCONCLUSIVE, f"too noisy: only a change beyond {share} would show"
     hesitation = next((found for side in (change.old, change.new) if side and (found := doubt(side, rule))), None)
     if hesitation is not None:
         outcome, reason = Outcome.INCONCLUSIVE, hesitation
@@ -109,7 +121,6 @@ def _relative_verdict(case: Case, index: int, rule: RelativeRule, change: CellCh
         moved = seen.baseline_part.ratio.value - 1
         reason += f"; {seen.baseline} itself changed by {100 * moved:+.1f}% ({library})"
     ratio = seen.deciding.ratio
-    suite = case.policy.name if case.policy.suite else case.run.meta.suite
     return Verdict(
         rule=index,
         kind=rule.rule,
@@ -121,7 +132,7 @@ def _relative_verdict(case: Case, index: int, rule: RelativeRule, change: CellCh
         reason=reason,
         next_command=""
         if outcome is Outcome.PASSED
-        else f"marlin-bench gate {suite} {case.run.meta.run} --retry 2"
+        else shlex.join(["marlin-bench", "gate", case.policy.source, str(case.run.folder), "--retry", "2"])
         if outcome is Outcome.INCONCLUSIVE
         else case.command("run", record),
         value=ratio.value,

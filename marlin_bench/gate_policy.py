@@ -41,9 +41,10 @@ class PolicyFile(StrictModel):
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules with the suite that they belong to; None for a policy file, which takes any run."""
+    """Rules, `source` as it was asked for, and the suite that they belong to: None for a policy file, for any run."""
 
     name: str
+    source: str
     rules: tuple[GateRule, ...]
     suite: Suite | None
 
@@ -55,13 +56,13 @@ def load_policy(name_or_path: str) -> Policy:
         document = parse_document(read_text(path), str(path))
         if "gate" in document.data and set(document.data) <= {"gate", "description"}:
             try:
-                return Policy(path.stem, PolicyFile.model_validate(document.data).gate, None)
+                return Policy(path.stem, name_or_path, PolicyFile.model_validate(document.data).gate, None)
             except ValidationError as error:
                 raise first_complaint(error, document) from error
     suite = load_suite(name_or_path)
     if not suite.gate:
         raise SuiteError(name_or_path, "this suite has no gate: write rules under its key `gate`, see docs/gate.md")
-    return Policy(suite.name, suite.gate, suite)
+    return Policy(suite.name, name_or_path, suite.gate, suite)
 
 
 def suite_of_run(meta: RunMeta) -> Suite | None:

@@ -89,6 +89,11 @@ def _lines(verdicts: Sequence[Verdict]) -> list[str]:
     ]
 
 
+def _code(text: str) -> str:
+    """Text between backticks, where nothing but a backtick is special."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+
+
 _HEAD = "| verdict | what | measured | required | why |\n|---|---|---|---|---|\n"
 
 
@@ -106,6 +111,9 @@ def _section(title: str, verdicts: Sequence[Verdict], room: int, *, is_folded: b
         reserve += len(line.encode())
         kept.append(line)
     left = len(verdicts) - len(kept)
+    if not kept:
+        sentence = f"\n… and {left} more: see the JSON or JUnit file.\n"
+        return sentence if len(sentence.encode()) <= room else ""
     more = f"\n… and {left} more: see the JSON or JUnit file.\n" if left else ""
     return opening + "".join(kept) + more + closing
 
@@ -115,10 +123,10 @@ def gate_markdown(report: GateReport, limit_bytes: int = COMMENT_LIMIT_BYTES) ->
     ordered = report.by_severity
     open_ones = [one for one in ordered if one.outcome in {Outcome.FAILED, Outcome.INCONCLUSIVE}]
     folded = [one for one in ordered if one not in open_ones]
-    against = f" against `{_escaped(report.baseline)}`" if report.baseline else ""
+    against = f" against {_code(report.baseline)}" if report.baseline else ""
     head = (
         f"### marlin-bench: {report.ending}\n\n"
-        f"**{report.summary}** · `{_escaped(report.run)}` on {_escaped(report.device)}, policy "
+        f"**{report.summary}** · {_code(report.run)} on {_escaped(report.device)}, policy "
         f"{_escaped(report.policy)}{against}\n"
     )
     head += "".join(f"\n> {_escaped(note)}\n" for note in report.notes[:5])

@@ -1,0 +1,304 @@
+"""Two runs compared: what is worse, what only looks so, and how sure one is."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from simulated_gate import NOISES, TIMES, record, simulated_records
+from synthetic_run import RunSpec, environment, make_record, published_record
+
+from marlin_bench.bootstrap import RESAMPLES, Level, drift_of_median, resampled_medians
+from marlin_bench.compare import compare, moved_packages, unlike
+from marlin_bench.gate_rules import RelativeRule
+from marlin_bench.judgement import Change, Evidence, Judgement, change, holm, judge
+from marlin_bench.noise import NoiseError, noise_map, read_noise_map
+from marlin_bench.record import Status
+
+POLICY = RelativeRule(rule="relative")
+
+
+def steady(value, error=1e-4):
+    """A change that is known well."""
+    return Change(value, value - 2 * error, value + 2 * error, error)
+
+
+def evidence(**changes):
+    """Nothing changed; free clocks, the same cuBLAS, 1 % tolerated."""
+    fields = {
+        "time": steady(0.0),
+        "cycles": steady(0.0),
+        "paired": steady(0.0),
+        "baseline": "cublas_fp16",
+        "baseline_part": steady(0.0),
+        "baseline_is_same": True,
+        "clocks_locked": False,
+        "tolerance": 0.01,
+        "noise": 0.001,
+    }
+    return Evidence(**(fields | changes))
+
+
+def all_axes(value):
+    return {"time": steady(value), "cycles": steady(value), "paired": steady(value)}
+
+
+def judged(seen):
+    limit = math.log1p(seen.tolerance)
+    is_slower = seen.deciding.chance_not_above(limit) < 0.01
+    is_faster = seen.deciding.reversed.chance_not_above(limit) < 0.01
+    return judge(seen, is_slower=is_slower, is_faster=is_faster)[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.02, Judgement.WORSE), (-0.02, Judgement.BETTER), (0.0, Judgement.SAME), (0.005, Judgement.SAME)],
+)
+def test_what_every_measure_agrees_on_is_the_verdict(value, expected):
+    assert judged(evidence(**all_axes(value))) is expected
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("denier", ["time", "cycles"])
+def test_a_change_that_one_measure_denies_is_not_called_a_change(denier, sign):
+    seen = evidence(**(all_axes(0.03 * sign) | {denier: steady(-0.03 * sign)}))
+    assert judged(seen) is Judgement.AMBIGUOUS
+
+
+@pytest.mark.parametrize("denier", ["time", "cycles"])
+def test_the_others_need_to_show_half_of_the_tolerance(denier):
+    half = math.log1p(0.01) / 2
+    above, below = (all_axes(0.03) | {denier: steady(half + shift)} for shift in (1e-6, -1e-6))
+    assert judged(evidence(**above)) is Judgement.WORSE
+    assert judged(evidence(**below)) is not Judgement.WORSE
+    mirrored = all_axes(-0.03) | {denier: steady(-half - 1e-6)}
+    assert judged(evidence(**mirrored)) is Judgement.BETTER
+
+
+def test_a_time_that_did_not_change_is_the_same_whatever_the_baseline_did():
+    assert judged(evidence(paired=steady(0.03), baseline_part=steady(-0.03))) is Judgement.SAME
+
+
+def test_a_clock_that_fell_slows_nothing_in_cycles():
+    assert judged(evidence(time=steady(0.05))) is Judgement.SAME
+    assert judged(evidence(time=steady(0.05), cycles=steady(0.05))) is Judgement.AMBIGUOUS
+
+
+def test_with_locked_clocks_a_machine_that_slowed_down_is_ambiguous_without_a_clock_it_is_the_machine():
+    assert judged(evidence(time=steady(0.05), cycles=None, clocks_locked=True)) is Judgement.AMBIGUOUS
+    assert judged(evidence(time=steady(0.05), cycles=None)) is Judgement.SAME
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_an_interval_that_reaches_beyond_the_tolerance_is_ambiguous(side):
+    wide = Change(0.004 * side, -0.012 if side < 0 else -0.004, 0.012 if side > 0 else 0.004, 0.004)
+    assert judged(evidence(time=wide, cycles=wide, paired=wide)) is Judgement.AMBIGUOUS
+
+
+def test_without_a_common_baseline_the_time_is_judged():
+    seen = evidence(**(all_axes(0.03) | {"paired": None}))
+    assert seen.deciding is seen.time
+    assert judged(seen) is Judgement.WORSE
+
+
+def test_a_new_version_of_the_baseline_is_no_witness_and_its_part_is_told_apart():
+    rng = np.random.default_rng(1)
+    fast = {"cublas_fp16": 2.7e-4, "marlin": 1e-4}
+    old = [record(name, "c", time * np.exp(rng.normal(0, 0.002, 30))) for name, time in TIMES.items()]
+    new = [
+        record(name, "c", time * np.exp(rng.normal(0, 0.002, 30)), backend_version="2.0") for name, time in fast.items()
+    ]
+    (found,) = compare(old, new, POLICY, chosen=lambda one: one.backend == "marlin")
+    assert found.judgement is Judgement.SAME
+    assert found.evidence.paired is None
+    assert found.evidence.baseline_part.ratio.value == pytest.approx(0.9, rel=0.01)
+    assert not found.evidence.baseline_is_same
+
+
+def test_the_parts_of_a_changed_speed_up_multiply_to_it():
+    rng = np.random.default_rng(2)
+    old = simulated_records(rng, "plain", cells=1)
+    new = simulated_records(rng, "plain", cells=1, slower=0.03)
+    (found,) = compare(old, new, POLICY, chosen=lambda one: one.backend == "marlin")
+    seen = found.evidence
+    assert seen.paired.log == pytest.approx(seen.time.log - seen.baseline_part.log, abs=0.002)
+
+
+def test_holm_rejects_as_published():
+    # Holm 1979: sorted p-values against 0.05/4, 0.05/3, 0.05/2, 0.05; the first that is not below ends it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
+    assert holm([0.0125]) == [True]
+    assert holm([0.05, 0.05]) == [False, False]
+    assert holm([]) == []
+    assert holm([math.nan]) == [False]
+
+
+def test_more_cells_ask_for_stronger_evidence():
+    assert holm([0.02]) == [True]
+    assert holm([0.02, 0.9, 0.9]) == [False, False, False]
+
+
+def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(1000):
+        found = change(Level(rng.normal(0, 1, 40), 1), Level(rng.normal(0.5, 1, 40), 2))
+        covered += found.low <= 0.5 <= found.high
+    assert 930 <= covered <= 985
+
+
+def test_the_standard_error_of_a_median_is_the_known_one():
+    rng = np.random.default_rng(4)
+    errors = [np.std(resampled_medians(rng.normal(0, 1, 100))) for _ in range(200)]
+    assert np.median(errors) == pytest.approx(1.2533 / 10, rel=0.12)
+    assert resampled_medians(rng.normal(0, 1, 7)).shape == (RESAMPLES,)
+
+
+def test_drift_within_a_run_is_noise_and_noise_between_blocks_is_no_drift():
+    rng = np.random.default_rng(5)
+    drifting = np.linspace(0, 0.03, 60) + rng.normal(0, 0.001, 60)
+    middles = [0.0025, 0.0075, 0.0125, 0.0175, 0.0225, 0.0275]
+    assert drift_of_median(drifting) == pytest.approx(np.std(middles, ddof=1), rel=0.1)
+    assert np.median([drift_of_median(rng.normal(0, 0.01, 60)) for _ in range(100)]) < 0.003
+    assert drift_of_median(np.arange(10.0)) == 0.0  # too few blocks to tell
+    level = Level(drifting, 1)
+    assert level.noise > 0.009 > np.std(rng.normal(0, 0.001, 60))
+
+
+def test_a_narrower_chance_needs_a_larger_effect_over_its_error():
+    assert steady(0.02).chance_not_above(0.01) < 1e-6
+    assert steady(0.01).chance_not_above(0.01) == pytest.approx(0.5)
+    assert steady(0.0).chance_not_above(0.01) > 0.999
+    still = Change(0.0, 0.0, 0.0, 0.0)
+    assert still.chance_not_above(0.01) == 1.0
+    assert Change(0.02, 0.02, 0.02, 0.0).chance_not_above(0.01) == 0.0
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_kernel_that_lost_five_percent_is_worse_in_every_cell(noise):
+    rng = np.random.default_rng(6)
+    old = simulated_records(rng, noise, cells=40)
+    new = simulated_records(rng, noise, cells=40, slower=0.05)
+    found = compare(old, new, POLICY, chosen=lambda one: one.backend == "marlin")
+    assert {one.judgement for one in found} == {Judgement.WORSE}
+
+
+@pytest.mark.parametrize(("noise", "least"), [("plain", 0.95), ("drifting", 0.95), ("skewed", 0.9), ("bimodal", 0.85)])
+def test_a_kernel_that_lost_two_percent_is_worse_in_almost_every_cell(noise, least):
+    rng = np.random.default_rng(7)
+    verdicts = [
+        one.judgement
+        for _ in range(10)
+        for one in compare(
+            simulated_records(rng, noise, cells=20),
+            simulated_records(rng, noise, cells=20, slower=0.02),
+            POLICY,
+            chosen=lambda one: one.backend == "marlin",
+        )
+    ]
+    assert verdicts.count(Judgement.WORSE) >= least * len(verdicts)
+
+
+def test_a_faster_kernel_is_better_in_every_cell():
+    rng = np.random.default_rng(8)
+    old = simulated_records(rng, "plain", cells=10, slower=0.03)
+    new = simulated_records(rng, "plain", cells=10)
+    found = compare(old, new, POLICY, chosen=lambda one: one.backend == "marlin")
+    assert {one.judgement for one in found} == {Judgement.BETTER}
+
+
+def test_exchanging_the_runs_exchanges_better_and_worse():
+    rng = np.random.default_rng(9)
+    old, new = (simulated_records(rng, "plain", cells=6, slower=share) for share in (0.0, 0.03))
+    there, back = compare(old, new, POLICY), compare(new, old, POLICY)
+    exchanged = {Judgement.WORSE: Judgement.BETTER, Judgement.BETTER: Judgement.WORSE}
+    assert [exchanged.get(one.judgement, one.judgement) for one in there] == [one.judgement for one in back]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ({}, {"status": Status.WRONG, "reason": "off by 3", "blocks": []}, "is wrong now (off by 3)"),
+        ({"status": Status.CRASHED, "blocks": []}, {}, "was crashed before"),
+        ({}, {"format": "int4_gK"}, "format"),
+        ({}, {"K": 4096}, "shape"),
+        ({}, {"activation_dtype": "bf16"}, "activations"),
+        (None, {}, "was not measured before"),
+        ({}, None, "is not now"),
+    ],
+)
+def test_what_cannot_be_compared_is_invalid_and_says_why(old, new, words):
+    sides = [[] if side is None else [make_record("marlin", 16, 1e-5).model_copy(update=side)] for side in (old, new)]
+    (found,) = compare(*sides, POLICY)
+    assert found.judgement is Judgement.INVALID
+    assert words in found.reason
+
+
+def test_published_values_and_too_few_blocks_are_invalid():
+    quoted = published_record(speedup=3.9)
+    measured = make_record("marlin", 16, 1e-3, layer="72k_x_18k", N=18432, K=73728)
+    assert "published" in compare([measured], [quoted], POLICY)[0].reason
+    short = make_record("marlin", 16, 1e-5, blocks=5)
+    assert "fewer than 6 blocks" in compare([short], [short], POLICY)[0].reason
+
+
+def test_what_was_right_on_neither_side_is_left_out():
+    refused = make_record("naive_w4a16", 128, 1.0, status=Status.UNSUPPORTED)
+    assert compare([refused], [refused], POLICY) == []
+
+
+def test_machines_policies_and_clocks_that_differ_are_named(tmp_path):
+    here = RunSpec([make_record("marlin", 16, 1e-5)]).write(tmp_path).meta
+    assert unlike(here, here) == []
+    for change_, word in (
+        ({"device_name": "NVIDIA A10"}, "device"),
+        ({"sm_count": 114}, "SM count"),
+    ):
+        there = here.model_copy(update={"environment": environment(**change_)})
+        assert [sentence.startswith(word) for sentence in unlike(here, there)] == [True]
+    locked = here.model_copy(update={"clock_policy": "lock"})
+    assert unlike(here, locked) == ["clock policy was observe and is lock"]
+    newer = here.model_copy(update={"environment": environment(driver="580", packages={"torch": "2.11"})})
+    assert moved_packages(here, newer) == ["driver none → 580", "torch none → 2.11"]
+
+
+def test_the_noise_map_is_the_spread_of_runs_and_widens_the_tolerance(tmp_path):
+    runs = []
+    for number, share in enumerate((0.0, 0.01, 0.02)):
+        made = [make_record(name, 16, time * (1 + share), noise=0.0) for name, time in TIMES.items()]
+        runs.append(RunSpec(made, name=f"20261121T08000{number}Z_h200_abc").write(tmp_path))
+    found = noise_map(runs)
+    assert found.typical == pytest.approx(math.log(1.02) / 1.693, rel=1e-3)
+    path = tmp_path / "noise.json"
+    path.write_text(found.model_dump_json())
+    rule = RelativeRule(rule="relative", noise=3.0)
+    old, new = (
+        [record(name, "square_8k/g128/M16", np.full(30, time * s)) for name, time in TIMES.items()] for s in (1, 1.0)
+    )
+    (seen,) = (one.evidence for one in compare(old, new, rule, noise=read_noise_map(path)) if one.backend == "marlin")
+    assert seen.tolerance == pytest.approx(3 * found.typical, rel=1e-3)
+
+
+def test_noise_of_one_run_of_two_codes_or_of_nothing_shared_is_refused(tmp_path):
+    first = RunSpec([make_record("marlin", 16, 1e-5)]).write(tmp_path)
+    with pytest.raises(NoiseError, match="two or more"):
+        noise_map([first])
+    other = RunSpec([make_record("marlin", 16, 1e-5)], name="b", environment=environment(code_digest="1" * 16))
+    with pytest.raises(NoiseError, match="versions of the code"):
+        noise_map([first, other.write(tmp_path)])
+    elsewhere = RunSpec([make_record("marlin", 32, 1e-5)], name="c").write(tmp_path)
+    with pytest.raises(NoiseError, match="no measured cell"):
+        noise_map([first, elsewhere])
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(NoiseError, match="no noise map"):
+        read_noise_map(tmp_path / "no.json")
+
+
+def test_the_tolerance_is_the_largest_of_its_three_parts():
+    rng = np.random.default_rng(10)
+    old, new = simulated_records(rng, "plain", cells=1), simulated_records(rng, "plain", cells=1)
+    for relative, absolute, noise in product((0.01, 0.05), (0.0, 1e-5), (0.0, 100.0)):
+        rule = RelativeRule(rule="relative", relative=relative, absolute=absolute, noise=noise)
+        seen = compare(old, new, rule, chosen=lambda one: one.backend == "marlin")[0].evidence
+        typical = np.median([block.times[0] for block in old[1].blocks])
+        assert seen.tolerance == pytest.approx(max(relative, absolute / typical, noise * seen.noise), rel=1e-6)
