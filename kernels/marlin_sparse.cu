@@ -4,8 +4,8 @@
 //      A, C FP16 or BF16, sums FP32;  computed as C^T = W^T · A^T, because only the left operand may be sparse
 //
 //            N: kTileN each                       As in marlin.cu, a CTA takes k tiles of one output tile, then of
-//          +-----+-----+-----+                    the next (stripes.cuh). Two warps keep kStages of them on their way
-//       K  |  0  |  1  |  2  |                    (sparse_pipeline.cuh); the others turn 64 channels x 32 k at a time,
+//          +-----+-----+-----+                    the next (stripes.cuh). Two or three warps keep kStages of them on their
+//       K  |  0  |  1  |  2  |                    way (sparse_pipeline.cuh); the others turn 64 channels x 32 k at a time,
 //       |  |  0  |  1  |  3  |  <- one CTA's      one 16-byte vector of codes and half a one of positions a lane, into
 //       v  |  1  |  2  |  3  |     stripe         tensor-core operands (dequantise.cuh, sparse_fragments.cuh). Sums meet
 //          +-----+-----+-----+                    in a fixed order (reduction.cuh), C is written once.
@@ -93,24 +93,29 @@ __device__ __forceinline__ void accumulate(Sums& sums, const Ring& ring, Cursor&
     }
     return;
   }
+  constexpr int kBuffers = kBatchBlocks <= (kWarps > 8 ? 1 : 4) ? 2 : 1;  // of activations, where registers allow
   Weights weights[2];
+  Activations activations[kBuffers];
   ring.wait_full(cursor);
   load_weights(weights[0], ring.stage(cursor), 0, at);
+  if (kBuffers == 2) load_activations(activations[0], ring.stage(cursor), 0, at);
 #pragma unroll 1
   for (; k_tiles > 0; --k_tiles) {
     const Cursor current = cursor;
     cursor.advance();
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
-      Activations activations;
-      load_activations(activations, ring.stage(current), unit, at);
+      const int next = (unit + 1) % 2;
+      if (kBuffers == 1) load_activations(activations[0], ring.stage(current), unit, at);
       if (unit + 1 < kUnits) {
-        load_weights(weights[(unit + 1) % 2], ring.stage(current), unit + 1, at);
+        load_weights(weights[next], ring.stage(current), unit + 1, at);
+        if (kBuffers == 2) load_activations(activations[next], ring.stage(current), unit + 1, at);
       } else if (k_tiles > 1) {
         ring.wait_full(cursor);
         load_weights(weights[0], ring.stage(cursor), 0, at);
+        if (kBuffers == 2) load_activations(activations[0], ring.stage(cursor), 0, at);
       }
-      multiply(sums, weights[unit % 2], activations);
+      multiply(sums, weights[unit % 2], activations[unit % kBuffers]);
     }
     ring.release(current, at.lane);
   }
@@ -159,20 +164,20 @@ marlin_sparse(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte al
   __syncthreads();
 
   const int row_tiles = (M + kTileM - 1) / kTileM, channel_tiles = (N + kTileN - 1) / kTileN;
-  const Stripes stripes(K / kTileK, row_tiles * channel_tiles);
   const auto tile_of = [&](const Segment& segment) { return tile_coordinates(segment.tile, row_tiles, channel_tiles); };
 
   if (threadIdx.x >= kThreads) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
     if (kReallocate) setmaxnreg_dec<kProducerRegisters>();
 #endif
-    const int role = (threadIdx.x - kThreads) / 32;
+    const int role = threadIdx.x - kThreads;
+    const Stripes stripes(K / kTileK, row_tiles * channel_tiles);
     Producer producer(operands, ring);
-    if (role == 0) {
+    if (role < 32) {
       for_each_segment(stripes, [&](const Segment& segment) {
         producer.produce_weights(tile_of(segment).column * kTileN, segment.k_begin, segment.k_end);
       });
-    } else if (role == 1) {
+    } else if (role < 32 + kActivationThreads) {
       wait_for_predecessor();
       for_each_segment(stripes, [&](const Segment& segment) {
         producer.produce_activations(tile_of(segment).row * kTileM, segment.k_begin, segment.k_end);
@@ -185,6 +190,7 @@ marlin_sparse(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte al
 #if __CUDA_ARCH_FEAT_SM90_ALL
   if (kReallocate) setmaxnreg_inc<kComputeRegisters>();
 #endif
+  const Stripes stripes(K / kTileK, row_tiles * channel_tiles);
   const Position at;
   const Workspace workspace{partial_sums, arrivals};
   Cursor cursor;

@@ -1,4 +1,4 @@
-// Global memory -> ring of stages in shared memory, by two warps that do nothing else (paper 3.4 "Memory Load Pipelining").
+// Global memory -> ring of stages in shared memory, by warps that do nothing else (paper 3.4 "Memory Load Pipelining").
 //
 //      producers   wait empty[s]   fetch W, scales | fetch A -> stage s                   (they may be kStages ahead)
 //                                  each completion arrives at full[s]
@@ -44,7 +44,7 @@ class Ring {
   // By one thread, before any other uses the ring.
   __device__ void initialize() const {
     for (int stage = 0; stage < kStages; ++stage) {
-      mbarrier_init(full(stage), 32 + (BULK_COPIES ? 1 : 32));
+      mbarrier_init(full(stage), kActivationThreads + (BULK_COPIES ? 1 : 32));
       mbarrier_init(empty_ + 8 * stage, kWarps);
     }
 #if __CUDA_ARCH__ >= 900
@@ -79,7 +79,7 @@ class Ring {
   u32 full_, empty_;
 };
 
-// One of the two warps that fetch: weights and scales, which do not depend on the previous kernel of the stream, or
+// A warp that fetches: weights and scales, which do not depend on the previous kernel of the stream, or (a share of the)
 // activations, which may.
 class Producer {
  public:
@@ -149,24 +149,21 @@ class Producer {
 #endif
   }
 
+  // 16 bytes a lane and pass; all addresses of a pass are the first one's and a constant of the pass.
   __device__ __forceinline__ void fetch_activations(u32 stage, const Scalar* tile, int rows) const {
-    if (kARowVectors >= 32) {  // some passes a row
-#pragma unroll 1
-      for (int row = 0; row < rows; ++row) {
-#pragma unroll
-        for (int vector = 0; vector < kARowVectors; vector += 32) fetch_vector(stage, tile, row, vector + lane_);
-      }
-    } else {  // some rows a pass
-      constexpr int kRowsAPass = kARowVectors >= 32 ? 1 : 32 / kARowVectors;
-#pragma unroll 1
-      for (int row = lane_ / kARowVectors; row < rows; row += kRowsAPass) {
-        fetch_vector(stage, tile, row, lane_ % kARowVectors);
+    constexpr int kPasses = kAVectors / kActivationThreads;
+    static_assert(kPasses * kActivationThreads == kAVectors, "the fetching lanes share a stage evenly");
+    const int first = threadIdx.x % kActivationThreads;
+    const int first_row = first / kARowVectors, first_vector = first % kARowVectors;
+    const Scalar* from = tile + static_cast<size_t>(first_row) * op_.K + first_vector * 8;
+#pragma unroll 8
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = pass * kActivationThreads / kARowVectors, vector = pass * kActivationThreads % kARowVectors;
+      if (first_row + row < rows) {
+        cp_async_cg(stage + swizzle<kARowVectors>(first_row + row, first_vector + vector) * 16,
+                    from + static_cast<size_t>(row) * op_.K + vector * 8);
       }
     }
-  }
-
-  __device__ __forceinline__ void fetch_vector(u32 stage, const Scalar* tile, int row, int vector) const {
-    cp_async_cg(stage + swizzle<kARowVectors>(row, vector) * 16, tile + static_cast<size_t>(row) * op_.K + vector * 8);
   }
 
   const Operands& op_;

@@ -1,6 +1,6 @@
 // The numbers that shape one build of marlin_sparse.cu, all from -D options (marlin_bench/marlin_sparse_config.py):
 //   TILE_M x TILE_N x TILE_K   batch rows, output channels and (dense) k of a CTA's tile
-//   WARPS                      that compute; two more fetch
+//   WARPS                      that compute; two or three more fetch
 //   WARP_ROWS                  most batch rows of a warp: 32, or 64 with the registers of idle warps (sm_90a)
 //   STAGES                     depth of the shared-memory ring
 //   SCALE_ROWS                 scale groups that one k tile touches: 1, or TILE_K / group
@@ -32,10 +32,13 @@ constexpr int kStages = STAGES;
 constexpr int kScaleRows = SCALE_ROWS;
 
 constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
-// A warp of 64 rows has 128 sums a lane and needs more registers than ten warps can have: on sm_90a two idle warps beside
-// the two that fetch make a warpgroup, which may hand its registers on.
+// Beside them one warp fetches weights and one or two fetch activations.
+//
+// A warp of 64 rows has 128 sums a lane and needs more registers than eleven warps can have: on sm_90a an idle warp beside
+// the three that fetch makes a warpgroup, which may hand its registers on.
 constexpr bool kReallocate = WARP_ROWS > 32;
-constexpr int kProducerThreads = kReallocate ? 128 : 64;
+constexpr int kActivationThreads = TILE_M >= 32 ? 64 : 32;
+constexpr int kProducerThreads = kReallocate ? 128 : 32 + kActivationThreads;
 constexpr int kProducerRegisters = 56, kComputeRegisters = 224;
 constexpr int kWarpsN = kTileN / 64;
 constexpr int kWarpsM = (kTileM + WARP_ROWS - 1) / WARP_ROWS;

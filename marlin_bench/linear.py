@@ -55,8 +55,11 @@ class _Candidate:
     last: Capability
 
 
-_CANDIDATES = (_Candidate("marlin", "marlin:LINEAR_KERNEL", (8, 0), (99, 9)),)
-"""Kernels, the preferred one first. A kernel for one architecture goes before those for many."""
+_CANDIDATES = (
+    _Candidate("marlin_sparse", "marlin_sparse:LINEAR_KERNEL", (8, 0), (99, 9)),
+    _Candidate("marlin", "marlin:LINEAR_KERNEL", (8, 0), (99, 9)),
+)
+"""Kernels, the preferred one first. A kernel for one kind of weights or architecture goes before those for many."""
 
 
 @cache

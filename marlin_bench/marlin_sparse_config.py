@@ -1,4 +1,4 @@
-"""One build and one launch of kernels/marlin_sparse.cu: tile, stages, macros, shared memory, grid, workspace. No GPU needed.
+"""One build and one launch of kernels/marlin_sparse.cu: tile, stages, macros, shared memory, grid. No GPU needed.
 
 What a launch needs beside its tile (stripes, counters) is the dense kernel's: see marlin_config.py.
 """
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from marlin_bench.layouts.marlin import BLOCK
 from marlin_bench.layouts.marlin_sparse import WORDS_PER_BLOCK
-from marlin_bench.marlin_config import LARGEST_M, ConfigError, Machine, Operands, Stripes
+from marlin_bench.marlin_config import LARGEST_M, ConfigError, Operands, Stripes
 
 GROUP_SIZES = (64, 128, None)
 BLOCK_BYTES = 4 * WORDS_PER_BLOCK
-_PRODUCER_THREADS = 64
+_WARPS = 8
 _WARP_ROWS = 32
+_TALL_WARP_ROWS = 64
 _BARRIER_BYTES = 512  # static: two barriers a stage and a flag
 _RESERVED_SHARED_BYTES = 1024  # CUDA's own share of an SM's shared memory for each resident CTA
 _FEWEST_STAGES = 2
@@ -23,24 +24,33 @@ _DEEPEST_PIPELINE = 16
 
 @dataclass(frozen=True, slots=True)
 class SparseTile:
-    """What a CTA computes at a time: `rows` x `columns` of C, `depth` of dense K, by `warps` that compute."""
+    """What a CTA computes at a time: `rows` x `columns` of C, `depth` of dense K, by `warps` that compute.
+
+    A warp takes up to 32 rows, `tall` ones 64: each weight is dequantised half as often, but the registers for it must
+    be taken from other warps, which only sm_90a can do.
+    """
 
     rows: int
     columns: int
     depth: int
-    warps: int = 8
+    warps: int = _WARPS
+    tall: bool = False
     ctas_per_sm: int = 1
 
     def __str__(self) -> str:
-        warps = "" if self.warps == 8 else f"w{self.warps}"
-        return f"{self.rows}x{self.columns}x{self.depth}{warps}" + (
-            "" if self.ctas_per_sm == 1 else f"x{self.ctas_per_sm}"
-        )
+        warps = "" if self.warps == _WARPS else f"w{self.warps}"
+        pair = "" if self.ctas_per_sm == 1 else f"x{self.ctas_per_sm}"
+        return f"{self.rows}x{self.columns}x{self.depth}{'t' if self.tall else ''}{warps}{pair}"
+
+    @property
+    def warp_rows(self) -> int:
+        """Most batch rows of a warp."""
+        return _TALL_WARP_ROWS if self.tall else _WARP_ROWS
 
     @property
     def warps_k(self) -> int:
         """Warps that split the depth (kernels/sparse_tile.cuh)."""
-        return self.warps // (self.columns // BLOCK * -(-self.rows // _WARP_ROWS))
+        return self.warps // (self.columns // BLOCK * -(-self.rows // self.warp_rows))
 
     @property
     def reduction_bytes(self) -> int:
@@ -54,8 +64,9 @@ class SparseTile:
 
     @property
     def threads(self) -> int:
-        """Threads of a CTA: those that compute and two warps that fetch."""
-        return 32 * self.warps + _PRODUCER_THREADS
+        """Threads of a CTA: those that compute, a warp for weights, one or two for activations, maybe an idle one."""
+        fetching = 4 if self.tall else 3 if self.rows >= 32 else 2
+        return 32 * (self.warps + fetching)
 
     def stage_bytes(self, operands: Operands) -> int:
         """Shared memory of one pipeline stage: activations, packed weights and scales of a tile."""
@@ -84,7 +95,7 @@ class SparseBuild:
             "TILE_N": self.tile.columns,
             "TILE_K": self.tile.depth,
             "WARPS": self.tile.warps,
-            "WARP_ROWS": _WARP_ROWS,
+            "WARP_ROWS": self.tile.warp_rows,
             "STAGES": self.stages,
             "SCALE_ROWS": self.operands.scale_rows(self.tile.depth),
             "BF16": int(self.operands.bf16),
@@ -127,54 +138,69 @@ def plan_for(build: SparseBuild, M: int, N: int, K: int, ctas: int) -> SparsePla
     return SparsePlan(build, stripes.ctas, stripes.places * tile.sum_bytes, stripes.striped_tiles)
 
 
-TILES = tuple(
-    tile
-    for rows in (8, 16, 32)
-    for tile in (
-        SparseTile(rows, 512, 128),
-        SparseTile(rows, 512, 64),
-        SparseTile(rows, 256, 128),
-        SparseTile(rows, 128, 256),
-    )
-) + (
+TILES = (
     SparseTile(8, 512, 128, warps=16),
-    SparseTile(16, 512, 128, warps=16),
-    SparseTile(16, 256, 256, warps=16),
+    SparseTile(8, 512, 128),
+    SparseTile(8, 512, 64),
+    SparseTile(8, 256, 128),
+    SparseTile(8, 128, 256),
+    SparseTile(16, 512, 128),
+    SparseTile(16, 512, 64),
+    SparseTile(16, 256, 128),
+    SparseTile(16, 128, 256),
+    SparseTile(32, 512, 128),
+    SparseTile(32, 512, 64),
+    SparseTile(32, 256, 128),
+    SparseTile(32, 128, 256),
+    SparseTile(48, 512, 64, tall=True),
+    SparseTile(64, 512, 64, tall=True),
+    SparseTile(64, 256, 128, tall=True),
+    SparseTile(64, 128, 256, tall=True),
     SparseTile(64, 256, 64),
     SparseTile(64, 256, 128),
     SparseTile(64, 128, 128),
-    SparseTile(128, 128, 64),
-    SparseTile(128, 128, 128),
 )
 """Every tile that a launch may be given."""
 
 
+_BY_NAME = {str(tile): tile for tile in TILES}
+_MANY_BLOCKS = 100
+"""64×64 blocks of weights an SM from which tiles that are read by fewer CTAs beat tiles that are shared by fewer."""
+
+
 def tile_named(name: str) -> SparseTile:
     """The tile whose name is `name`, as in a record's choice."""
-    for tile in TILES:
-        if str(tile) == name:
-            return tile
-    raise ConfigError(f"there is no tile '{name}': use {', '.join(map(str, TILES))}")
+    if name not in _BY_NAME:
+        raise ConfigError(f"there is no tile '{name}': use {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseMachine:
+    """What the choice of a tile and a grid depends on."""
+
+    sm_count: int
+    shared_per_block: int
+    reallocates_registers: bool
 
 
 def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
-    """Names of tiles, the best first; whether they fit K and the device is checked after."""
-    if M > 64:
-        return ("128x128x64",)
+    """Names of tiles, the best first; whether they fit K and the device is checked after (measured on an H200)."""
+    blocks_an_sm = (N / BLOCK) * (K / BLOCK) / sm_count
     if M > 32:
-        return ("64x256x64", "64x128x128")
+        rows = min((48, 64), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
+        return (f"{rows}x512x64t", "64x512x64t", "64x256x128", "64x256x64", "64x128x128")
     rows = 8 if M <= 8 else 16 if M <= 16 else 32
-    blocks_an_sm = N / BLOCK * (K / BLOCK) / sm_count
+    wide = (f"{rows}x512x128w16", f"{rows}x512x128", f"{rows}x512x64")
     narrow = (f"{rows}x128x256", f"{rows}x256x128")
-    wide = (f"{rows}x512x128", f"{rows}x512x64")
-    return (*wide, *narrow) if blocks_an_sm >= 400 else (*narrow, *wide)
+    return (*wide, *narrow) if blocks_an_sm >= _MANY_BLOCKS else (*narrow, *wide)
 
 
-def choose_build(operands: Operands, M: int, N: int, K: int, machine: Machine) -> SparseBuild:
+def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMachine) -> SparseBuild:
     """The build for a problem: the preferred tile that divides K and fits this machine."""
     for name in _preferred(M, N, K, machine.sm_count):
-        tile = tile_named(name)
-        if K % tile.depth:
+        tile = _BY_NAME.get(name)
+        if tile is None or K % tile.depth or (tile.tall and not machine.reallocates_registers):
             continue
         try:
             return build_for(tile, operands, machine.shared_per_block)

@@ -61,7 +61,9 @@ class Format:
 FP16 = Format("fp16", 16)
 BF16 = Format("bf16", 16)
 FP32 = Format("fp32", 32)
-_DENSE = {fmt.name: fmt for fmt in (FP16, BF16, FP32)}
+FP16_2OF4 = Format("fp16_2of4", 16, kept=Fraction(1, 2), metadata_bits=1)
+"""2:4-sparse FP16: half the weights, and two bits of position each."""
+_UNQUANTIZED = {fmt.name: fmt for fmt in (FP16, BF16, FP32, FP16_2OF4)}
 
 
 def int4(group_size: int | None, *, zero_points: bool = False, sparse: bool = False) -> Format:
@@ -87,11 +89,13 @@ _INT4_NAME = re.compile(r"int4(?P<sparse>_2of4)?_g(?P<group>\d+|K)(?P<zero>_zp)?
 
 def parse_format(name: str) -> Format:
     """The format called `name`; FormatError when there is none."""
-    if name in _DENSE:
-        return _DENSE[name]
+    if name in _UNQUANTIZED:
+        return _UNQUANTIZED[name]
     match = _INT4_NAME.fullmatch(name)
     if match is None:
-        raise FormatError(f"unknown weight format '{name}': use fp16, bf16, fp32 or int4[_2of4]_g<size|K>[_zp]")
+        raise FormatError(
+            f"unknown weight format '{name}': use fp16, bf16, fp32, fp16_2of4 or int4[_2of4]_g<size|K>[_zp]"
+        )
     group = None if match["group"] == "K" else int(match["group"])
     if group is not None and group < 1:
         raise FormatError(f"weight format '{name}' has a group size of {group}: it must be at least 1")

@@ -1,4 +1,4 @@
-"""The packed order of kernels/marlin_sparse.cu: round trips, the kernel's own steps in NumPy, and the original's defects."""
+"""The packed order of kernels/marlin_sparse.cu: round trips, the kernel's steps in NumPy, the original's defects."""
 
 from itertools import combinations
 
@@ -71,9 +71,8 @@ def test_every_legal_nibble_stands_for_its_pair_of_positions():
 def test_only_legal_nibbles_are_ever_stored():
     blocks = layout.pack(random_codes(128, 128), random_mask(128, 128)).view(torch.uint8)
     positions = blocks[..., layout.CODE_BYTES :]
-    assert set(torch.cat(((positions & 15).flatten(), (positions >> 4).flatten())).tolist()) == set(
-        layout.LEGAL_NIBBLES
-    )
+    nibbles = torch.cat(((positions & 15).flatten(), (positions >> 4).flatten()))
+    assert set(nibbles.tolist()) == set(layout.LEGAL_NIBBLES)
 
 
 def test_packing_in_chunks_changes_nothing(monkeypatch):

@@ -1,8 +1,8 @@
 """Canonical 2:4-sparse 4-bit weights ↔ the order in which kernels/marlin_sparse.cu reads them.
 
-Weights [K, N] become gapless 64×64 blocks of 1.5 KiB, int32 [K/64, N/64, 384]: the kept codes of two units of 32 k, then
-their positions. A lane (g = lane / 4, t = lane % 4) of the warp that owns a block's 64 channels reads one 16-byte vector
-of codes and one 8-byte vector of positions a unit.
+Weights [K, N] become gapless 64×64 blocks of 1.5 KiB, int32 [K/64, N/64, 384]: the kept codes of two units of 32 k,
+then their positions. A lane (g = lane / 4, t = lane % 4) of the warp that owns a block's 64 channels reads one 16-byte
+vector of codes and one 8-byte vector of positions a unit.
 
       64 channels
      +------------+       codes  512 B | codes  512 B | positions 256 B | positions 256 B
@@ -16,8 +16,8 @@ The nibble order makes two codes a masked word (kernels/dequantise.cuh, as for d
 positions feeds two products (paper section 4, figures 7 and 8; kernels/sparse_fragments.cuh). Scales need no new order:
 lane group g reads its eight channels 8g … 8g+7 of [groups, N].
 
-Positions are made from the mask alone. In the original they came from `code != 0`, so that a kept code 0 (a weight of -8
-scales) was lost.
+Positions are made from the mask alone. In the original they came from `code != 0`, so that a kept code 0 (a weight of
+-8 scales) was lost.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def unit_positions() -> NDArray[np.int64]:
 
 
 def quad_positions() -> NDArray[np.int64]:
-    """Which quad of a unit each nibble of the positions describes: int64 [32 lanes, 2 words, 8 nibbles, 2], (quad, channel)."""
+    """Which quad of a unit each nibble of positions is: int64 [32 lanes, 2 words, 8 nibbles, 2], (quad, channel)."""
     lane, r, nibble = np.ogrid[:32, :2, :8]
     g, t = lane // 4, lane % 4
     quad = 4 * (t % 2) + nibble % 4 + 0 * r
@@ -73,7 +73,7 @@ def _require_blocks(K: int, N: int) -> None:
 
 
 def compress(codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """uint8 codes [K, N] and a mask that keeps exactly two of four → kept codes uint8 [K/2, N], nibbles uint8 [K/4, N]."""
+    """Codes uint8 [K, N], a mask that keeps exactly two of four → kept codes uint8 [K/2, N], nibbles uint8 [K/4, N]."""
     K, N = codes.shape
     quads, kept = codes.view(K // 4, 4, N), mask.view(K // 4, 4, N)
     second = (
@@ -137,7 +137,7 @@ def pack(codes: Tensor, mask: Tensor) -> Tensor:
             (blocks[..., :CODE_BYTES], _ordered_codes(values)),
             (blocks[..., CODE_BYTES:], _ordered_positions(nibbles)),
         ):
-            target.unflatten(-1, ordered.shape[2:]).copy_(ordered)
+            torch.unflatten(target, -1, ordered.shape[2:]).copy_(ordered)
     return packed.view(torch.int32)
 
 

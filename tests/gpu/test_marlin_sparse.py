@@ -1,0 +1,353 @@
+"""Sparse-MARLIN on a GPU: right for every shape, tile and mask it claims, repeatable, and safe next to other work."""
+
+import time
+from itertools import combinations
+
+import pytest
+import torch
+
+from marlin_bench.backends.marlin_sparse import (
+    MarlinSparse,
+    MarlinSparseBf16,
+    SparseProduct,
+    make_plan,
+    packed_operands,
+)
+from marlin_bench.marlin_sparse_config import TILES, ConfigError
+from marlin_bench.pruning import largest_two_of_four
+from marlin_bench.quantize import QuantizedWeights, quantize
+from marlin_bench.sparse_linear import SparseMarlinLinear
+
+pytestmark = pytest.mark.gpu
+
+TOLERANCE = 0.002  # mean|Δ| / mean|reference|
+BF16_TOLERANCE = 0.003  # before rounding the reference to BF16
+LLAMA_LAYERS = [(4096, 12288), (10752, 4096), (5120, 15360), (13568, 5120), (6656, 35328), (8192, 24576), (21760, 8192)]
+
+
+def random(*shape, seed=0, scale=1.0):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(*shape, device="cuda", generator=generator) * scale
+
+
+def random_mask(K, N, seed=0):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return largest_two_of_four(torch.rand(K, N, device="cuda", generator=generator))
+
+
+def layer(K, N, group_size=128, *, seed=0):
+    weights = random(K, N, seed=seed, scale=K**-0.5)
+    return quantize(weights, group_size, mask=largest_two_of_four(weights.abs()))
+
+
+class Case:
+    """One product: operands, the launch, and what it must give."""
+
+    def __init__(self, M, weights, *, backend=None, bias=False, choice=None, activations=None):
+        self.backend = backend or MarlinSparse()
+        self.weights = weights
+        self.packed = self.backend.pack(weights)
+        dtype = self.backend.dtype
+        self.A = random(M, weights.K, seed=1).to(dtype) if activations is None else activations.to(dtype)
+        self.C = torch.full((M, weights.N), float("nan"), device="cuda", dtype=dtype)
+        self.bias = random(weights.N, seed=2).to(dtype) if bias else None
+        plan = make_plan(packed_operands(self.packed), M, weights.N, weights.K, self.A.device, choice)
+        self.launch = SparseProduct(plan, self.packed, self.A, self.C, self.bias)
+
+    def dense(self):
+        return self.packed.reference(slice(None)).double()
+
+    def expected(self):
+        product = self.A.double() @ self.dense()
+        return product if self.bias is None else product + self.bias.double()
+
+    def check(self):
+        self.C.fill_(float("nan"))
+        self.launch()
+        error = relative_error(self.C, self.expected())
+        assert error < (BF16_TOLERANCE if self.C.dtype is torch.bfloat16 else TOLERANCE)
+        return self.C.clone()
+
+
+def relative_error(C, expected):
+    return ((C.double() - expected).abs().mean() / expected.abs().mean()).item()
+
+
+# The cases of the original's tests, and what they lacked.
+
+
+@pytest.mark.parametrize(("N", "M", "K", "group_size"), [(256, 16, 256, None), (21504, 16, 4096, 128)])
+def test_correctness_cases_of_the_original(N, M, K, group_size):
+    Case(M, layer(K, N, group_size)).check()
+
+
+@pytest.mark.parametrize("M", [1, 2, 4, 8, 12, 16, 32, 64])
+def test_tiles_of_the_originals_tests(M):
+    Case(M, layer(1024, 512, None)).check()
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("M", [1, 16, 70])
+def test_every_tile_serves_every_row_count(tile, M):
+    if tile.tall and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("registers move between warps on sm_90a only")
+    Case(M, layer(1024, 512), choice={"tile": str(tile)}).check()
+
+
+@pytest.mark.parametrize("M", [*range(1, 18), 31, 32, 33, 48, 49, 63, 64, 65, 97, 127, 128, 129, 255, 256])
+def test_ragged_row_counts(M):
+    Case(M, layer(1024, 768)).check()
+
+
+@pytest.mark.parametrize("M", [257, 300, 513, 1000, 1025, 2048, 4097])
+def test_batches_past_256(M):
+    Case(M, layer(1024, 768)).check()
+
+
+@pytest.mark.parametrize("K", [64, 128, 192, 768, 832, 896])
+@pytest.mark.parametrize("N", [512, 768])
+@pytest.mark.parametrize("M", [16, 40])
+def test_few_steps_and_steps_that_stages_do_not_divide(K, N, M):
+    Case(M, layer(K, N, None)).check()
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5])
+def test_any_number_of_stages(stages):
+    Case(16, layer(2048, 512), choice={"stages": str(stages)}).check()
+
+
+@pytest.mark.parametrize(("N", "K"), [(256, 512), (256, 1024), (32768, 1024), (64, 512), (192, 512), (59136, 256)])
+@pytest.mark.parametrize("M", [16, 100])
+def test_layer_widths(N, K, M):
+    Case(M, layer(K, N)).check()
+
+
+@pytest.mark.parametrize("group_size", [64, 128, None])
+@pytest.mark.parametrize("backend", [MarlinSparse, MarlinSparseBf16])
+@pytest.mark.parametrize("M", [5, 16, 24, 40, 64, 90, 200])
+def test_formats(group_size, backend, M):
+    Case(M, layer(1024, 384, group_size), backend=backend(), bias=M % 2 == 0).check()
+
+
+@pytest.mark.parametrize(("K", "N"), LLAMA_LAYERS)
+@pytest.mark.parametrize("M", [1, 16])
+def test_llama_layers(K, N, M):
+    Case(M, layer(K, N)).check()
+
+
+# Masks, positions and codes.
+
+
+@pytest.mark.parametrize("group_size", [64, 128, None])
+@pytest.mark.parametrize("backend", [MarlinSparse, MarlinSparseBf16])
+def test_identity_activations_give_the_pruned_weights_bit_for_bit(group_size, backend):
+    case = Case(512, layer(512, 320, group_size), backend=backend(), activations=torch.eye(512, device="cuda"))
+    case.launch()
+    assert torch.equal(case.C.double(), case.dense())
+
+
+@pytest.mark.parametrize("pair", combinations(range(4), 2), ids=str)
+def test_every_legal_pair_of_positions_with_every_code(pair):
+    K, N = 256, 128
+    mask = torch.zeros(K // 4, 4, N, dtype=torch.bool, device="cuda")
+    mask[:, list(pair)] = True
+    codes = (torch.arange(K * N, device="cuda") % 16).to(torch.uint8).view(K, N)
+    scales = torch.ones(1, N, dtype=torch.float16, device="cuda")
+    weights = QuantizedWeights(codes, scales, mask=mask.view(K, N), group_size=None)
+    case = Case(K, weights, activations=torch.eye(K, device="cuda"))
+    case.launch()
+    assert torch.equal(case.C.double(), torch.where(weights.mask, codes.double() - 8, 0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_masks_with_all_four_positions_and_fewer_than_two_kept(seed):
+    weights = layer(512, 256)
+    mask = random_mask(512, 256, seed)
+    if seed % 2:
+        mask &= random(512, 256, seed=seed) > 0
+    case = Case(512, QuantizedWeights(weights.codes, weights.scales, mask=mask), activations=torch.eye(512).cuda())
+    case.launch()
+    assert torch.equal(case.C != 0, mask & (weights.codes != 8))
+    assert torch.equal(case.C.double(), case.dense())
+
+
+def test_a_layer_of_nothing_but_minus_eights():
+    codes = torch.zeros(512, 256, dtype=torch.uint8, device="cuda")
+    weights = QuantizedWeights(codes, torch.full((4, 256), 0.01).half().cuda(), mask=random_mask(512, 256))
+    case = Case(16, weights)
+    case.check()
+    assert bool((case.dense()[weights.mask] < -0.07).all())
+
+
+def test_dense_weights_are_pruned_by_magnitude_when_packed():
+    weights = quantize(random(512, 256), 128)
+    case = Case(16, weights)
+    case.check()
+    full = weights.dequantized()
+    kept = largest_two_of_four(full.abs())
+    assert torch.equal(case.dense(), full.masked_fill(~kept, 0).double())
+
+
+# Sums, grids and neighbours.
+
+
+def test_outliers_in_a_long_sum_neither_overflow_nor_lose_precision():
+    activations = random(16, 73728)
+    activations[:, ::997] *= 300
+    case = Case(16, layer(73728, 512, None), activations=activations)
+    case.check()
+    expected = case.expected()
+    cublas = case.A @ case.dense().half()
+    assert relative_error(case.C, expected) <= 1.05 * relative_error(cublas, expected)
+
+
+@pytest.mark.parametrize("ctas", [1, 7, 72, 84, 108, 132, 1000])
+@pytest.mark.parametrize("M", [8, 16, 64, 300])
+def test_any_grid_gives_the_product_and_the_same_bits_each_time(ctas, M):
+    case = Case(M, layer(2048, 1024), choice={"ctas": str(ctas)})
+    first = case.check()
+    for _ in range(5):
+        case.C.fill_(float("nan"))
+        case.launch()
+        assert torch.equal(case.C, first)
+
+
+@pytest.mark.parametrize("M", [1, 16, 64, 128])
+def test_200_calls_without_resetting_anything(M):
+    case = Case(M, layer(4096, 4096))
+    first = case.check()
+    same = torch.ones((), dtype=torch.bool, device="cuda")
+    for _ in range(200):
+        case.C.fill_(float("nan"))
+        case.launch()
+        same &= torch.eq(case.C, first).all()
+    assert same
+
+
+def test_what_a_dead_launch_left_in_the_workspace_changes_nothing():
+    case = Case(16, layer(4096, 4096))
+    first = case.check()
+    counters = case.launch.workspace.counters
+    garbage = torch.randint(-(2**63), 2**63 - 1, counters.shape, device="cuda", dtype=torch.int64)
+    for content in (garbage, torch.full_like(counters, 1), torch.full_like(counters, -1)):
+        counters.copy_(content)
+        case.launch.workspace.sums.fill_(float("nan"))
+        case.C.fill_(float("nan"))
+        case.launch()
+        assert torch.equal(case.C, first)
+
+
+@pytest.mark.parametrize("M", [1, 64])
+def test_graph_replays_give_the_same_bits(M):
+    case = Case(M, layer(4096, 4096))
+    first = case.check()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            case.launch()
+    for _ in range(20):
+        case.C.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(case.C, first)
+
+
+def test_two_streams_at_once():
+    cases = [Case(16, layer(4096, 4096, seed=seed)) for seed in range(2)]
+    firsts = [case.check() for case in cases]
+    streams = [torch.cuda.Stream() for _ in cases]
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for case, stream in zip(cases, streams, strict=True):
+            with torch.cuda.stream(stream):
+                case.launch()
+    torch.cuda.synchronize()
+    for case, first in zip(cases, firsts, strict=True):
+        assert torch.equal(case.C, first)
+
+
+SLEEPER = r"""
+extern "C" __global__ void sleeper(volatile int* release) {
+  extern __shared__ int held[];
+  held[0] = 0;
+  for (int naps = 0; naps < 4000000 && *release == 0; ++naps) __nanosleep(1000);
+}
+"""
+
+
+def test_fewer_resident_ctas_than_launched_neither_hang_nor_change_a_bit():
+    """Another kernel holds all SMs but three, with all their shared memory, until the product is done."""
+    import cupy
+
+    properties = torch.cuda.get_device_properties(0)
+    case = Case(16, layer(4096, 4096))
+    first = case.check()
+    sleeper = cupy.RawModule(code=SLEEPER).get_function("sleeper")
+    shared = properties.shared_memory_per_block_optin
+    sleeper.max_dynamic_shared_size_bytes = shared
+    release = torch.zeros(1, dtype=torch.int32).pin_memory()
+    holder, worker = torch.cuda.Stream(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with cupy.cuda.ExternalStream(holder.cuda_stream):
+        sleeper((properties.multi_processor_count - 3,), (32,), (release.data_ptr(),), shared_mem=shared)
+    case.C.fill_(float("nan"))
+    done = torch.cuda.Event()
+    torch.cuda.current_stream().synchronize()
+    with torch.cuda.stream(worker):
+        case.launch()
+        done.record()
+    for _ in range(2000):
+        if done.query():
+            break
+        time.sleep(0.001)
+    finished = done.query()
+    release.fill_(1)
+    torch.cuda.synchronize()
+    assert finished
+    assert torch.equal(case.C, first)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_shapes_drawn_at_random(seed):
+    draw = torch.Generator().manual_seed(seed)
+
+    def pick(*options):
+        return options[int(torch.randint(len(options), (), generator=draw))]
+
+    K = 128 * int(torch.randint(1, 24, (), generator=draw))
+    N = 64 * int(torch.randint(1, 24, (), generator=draw))
+    M = int(torch.randint(1, 400, (), generator=draw))
+    weights = layer(K, N, pick(64, 128, None))
+    Case(M, weights, backend=pick(MarlinSparse, MarlinSparseBf16)(), bias=pick(False, True)).check()
+
+
+def test_an_impossible_tile_is_named():
+    with pytest.raises(ConfigError, match="16x512x128"):
+        Case(16, layer(192, 512, None), choice={"tile": "16x512x128"})
+
+
+# The layer and the library it is compared with.
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_layer_multiplies_by_its_pruned_weights(dtype):
+    linear = torch.nn.Linear(1024, 768, dtype=dtype, device="cuda")
+    mask = random_mask(1024, 768).t()
+    x = random(3, 5, 1024).to(dtype)
+    made = SparseMarlinLinear.from_linear(linear, mask=mask)
+    assert made.kernel == "marlin_sparse"
+    weights = quantize(linear.weight.detach().t(), 128, mask=mask.t().contiguous())
+    expected = x.double() @ weights.dequantized().double() + linear.bias.double()
+    assert relative_error(made(x), expected) < (0.005 if dtype is torch.bfloat16 else TOLERANCE)
+
+
+@pytest.mark.parametrize("M", [1, 8, 20])
+def test_cusparselt_multiplies_by_the_same_pruned_weights(M):
+    from marlin_bench.backends.cusparselt import CusparseltFp16
+
+    backend = CusparseltFp16()
+    if backend.missing():
+        pytest.skip(backend.missing().reason)
+    packed = backend.pack(quantize(random(512, 256, scale=512**-0.5), 128))
+    A, C = random(M, 512).half(), torch.full((M, 256), float("nan"), device="cuda", dtype=torch.float16)
+    backend.launch(packed, A, C, backend.tune([packed], [A], [C]))()
+    assert relative_error(C, A.double() @ packed.reference(slice(None)).double()) < TOLERANCE

@@ -1,0 +1,138 @@
+"""What Sparse-MARLIN decides without a GPU: pruning, packing, tiles, formats, and what a layer is made of."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from marlin_bench import sparse_ceiling
+from marlin_bench.backends.cusparselt import CusparseltFp16
+from marlin_bench.backends.marlin_sparse import LINEAR_KERNEL, MarlinSparse, MarlinSparseBf16
+from marlin_bench.backends.protocol import DeviceTraits
+from marlin_bench.cuda_source import compile_cubin
+from marlin_bench.layouts import marlin_sparse as layout
+from marlin_bench.linear import LinearError, linear_kernel
+from marlin_bench.marlin_config import ConfigError, Operands
+from marlin_bench.marlin_sparse_config import TILES, SparseMachine, build_for, choose_build, plan_for, tile_named
+from marlin_bench.problem import FP16_2OF4, Problem, parse_format
+from marlin_bench.pruning import largest_two_of_four
+from marlin_bench.quantize import QuantizedWeights, quantize
+
+A100 = SparseMachine(108, 163 * 1024, False)
+RTX_3090 = SparseMachine(82, 99 * 1024, False)
+H200 = SparseMachine(132, 227 * 1024, True)
+AMPERE = DeviceTraits("cuda", "A100", (8, 0))
+
+
+def layer(K: int, N: int, group_size: int | None = 128) -> QuantizedWeights:
+    return quantize(torch.randn(K, N, generator=torch.Generator().manual_seed(K)), group_size)
+
+
+def test_packing_dense_weights_keeps_the_two_largest_of_four_with_their_codes_and_scales():
+    weights = layer(256, 128, 64)
+    packed = MarlinSparse().pack(weights)
+    codes, mask = layout.unpack(packed.tensors["blocks"])
+    assert torch.equal(mask, largest_two_of_four(weights.dequantized().abs()))
+    assert torch.equal(codes[mask], weights.codes[mask])
+    assert torch.equal(packed.tensors["scales"], weights.scales)
+
+
+def test_the_reference_is_what_the_packed_tensors_stand_for():
+    weights = layer(256, 128)
+    for backend in (MarlinSparse(), MarlinSparseBf16()):
+        packed = backend.pack(weights)
+        codes, _ = layout.unpack(packed.tensors["blocks"])
+        held = QuantizedWeights(codes, packed.tensors["scales"], group_size=128)
+        assert packed.reference is not None
+        for columns in (slice(None), slice(64, 100)):
+            assert torch.equal(packed.reference(columns), held.dequantized(columns, backend.dtype))
+
+
+def test_a_given_mask_wins_over_magnitudes():
+    weights = layer(128, 64)
+    mask = torch.tensor([True, False, False, True]).repeat(32)[:, None].expand(128, 64)
+    packed = MarlinSparse().pack(QuantizedWeights(weights.codes, weights.scales, mask=mask))
+    assert torch.equal(layout.unpack(packed.tensors["blocks"])[1], mask)
+
+
+def test_zero_points_are_refused():
+    weights = quantize(torch.randn(128, 64), 128, zero_points=True)
+    with pytest.raises(ValueError, match="symmetric"):
+        MarlinSparse().pack(weights)
+
+
+def test_stored_bytes_are_those_of_the_format():
+    problem = Problem(1, 256, 512)
+    backend = MarlinSparse()
+    assert backend.pack(layer(512, 256)).nbytes == problem.traffic(backend.format(problem)).stored_weights
+    assert backend.format(problem).bits_per_weight(512) == 3.125
+
+
+def test_sparse_fp16_is_a_format_of_nine_bits():
+    assert parse_format("fp16_2of4") is FP16_2OF4
+    assert FP16_2OF4.bits_per_weight(4096) == 9
+    assert FP16_2OF4.kept == Fraction(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("M", "N", "K", "group_size", "words"),
+    [
+        (16, 96, 512, 128, "N 96 is not a multiple of 64"),
+        (16, 64, 96, None, "K 96 is not a multiple of 64"),
+        (16, 64, 512, 32, "group size 32"),
+        (70000, 64, 512, 128, "M 70000"),
+    ],
+)
+def test_shapes_without_an_instance_are_refused_by_name(M, N, K, group_size, words):
+    assert words in (MarlinSparse().unsupported(Problem(M, N, K, group_size), AMPERE) or "")
+
+
+def test_gpus_before_ampere_are_refused():
+    problem = Problem(16, 512, 512)
+    turing = DeviceTraits("cuda", "T4", (7, 5))
+    for backend in (MarlinSparse(), CusparseltFp16()):
+        assert "7.5" in (backend.unsupported(problem, turing) or "")
+        assert backend.unsupported(problem, AMPERE) is None
+
+
+@pytest.mark.parametrize("machine", [A100, RTX_3090, H200])
+@pytest.mark.parametrize("M", [1, 8, 9, 16, 17, 33, 64, 65, 100, 1000, 65536])
+@pytest.mark.parametrize(("N", "K"), [(64, 64), (512, 192), (4096, 4096), (18432, 73728)])
+def test_every_supported_shape_has_a_build_that_fits(machine, M, N, K):
+    build = choose_build(Operands(None), M, N, K, machine)
+    assert build.shared_bytes + 512 <= machine.shared_per_block
+    assert machine.reallocates_registers or not build.tile.tall
+    plan = plan_for(build, M, N, K, machine.sm_count)
+    assert 1 <= plan.ctas <= machine.sm_count
+
+
+def test_tile_names_are_unique_and_unknown_ones_are_refused():
+    assert all(tile_named(str(tile)) is tile for tile in TILES)
+    assert len({str(tile) for tile in TILES}) == len(TILES)
+    with pytest.raises(ConfigError, match="16x77x128"):
+        tile_named("16x77x128")
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_90a"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp16", "bf16"])
+def test_the_kernel_compiles_without_spills(arch, bf16):
+    build = build_for(tile_named("32x512x128"), Operands(64, bf16=bf16), H200.shared_per_block)
+    assert compile_cubin("marlin_sparse", arch, build.defines).resources[0].spill_bytes == 0
+
+
+def test_a_layer_with_a_mask_goes_to_the_sparse_kernel_and_one_without_does_not():
+    dense = layer(128, 64)
+    sparse = QuantizedWeights(dense.codes, dense.scales, mask=largest_two_of_four(dense.codes))
+    assert linear_kernel((8, 0), sparse) is LINEAR_KERNEL
+    assert linear_kernel((8, 0), dense).name == "marlin"
+    with pytest.raises(LinearError):
+        linear_kernel((7, 5), sparse)
+
+
+def test_there_is_no_sparse_ceiling_without_sparse_tensor_cores(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+
+    def never(action, repeats):
+        raise AssertionError
+
+    assert sparse_ceiling.measure_sparse_tensor(never, 40) is None
