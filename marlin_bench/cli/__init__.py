@@ -13,6 +13,7 @@ import typer
 
 from marlin_bench import __version__
 from marlin_bench.cli import (
+    answers,
     baseline,
     ceilings,
     clocks,
@@ -69,6 +70,9 @@ app.command("verify")(verify.verify)
 app.command("show")(show.show)
 app.add_typer(plot.app, name="plot")
 app.command("report")(report.report)
+app.command("knees")(answers.knees)
+app.command("recommend")(answers.recommend)
+app.command("predict")(answers.predict)
 app.command("export")(export.export)
 app.command("publish")(publish.publish)
 app.add_typer(listing.app, name="list")

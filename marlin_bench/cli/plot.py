@@ -79,6 +79,61 @@ def speedup(
     _save(found, "speedup", output, lambda: draw(speedup_panels(found.rows), _title(found, source)))
 
 
+@app.command("knee")
+def knee(
+    run: options.RunArgument = None,
+    output: Output = None,
+    layer: options.Layers = None,
+    backend: options.Backends = None,
+    datasheet: Datasheet = False,
+    results: options.Results = None,
+) -> None:
+    """Draw the M at which each kernel leaves its ideal and the M from which the 16-bit baseline wins.
+
+    Example: marlin-bench plot knee --backend marlin
+    """
+    from marlin_bench.knee import knees
+    from marlin_bench.plots.knee import draw
+    from marlin_bench.speedup import curves
+
+    found = _open(run, None, layer, backend, None, results, datasheet=datasheet)
+    _save(found, "knee", output, lambda: draw(knees(curves(found.rows)), _title(found, "knee and crossover")))
+
+
+@app.command("paper")
+def paper(
+    figure: Annotated[int, typer.Option("--figure", metavar="1|9|10|11|12", help="Which of the paper's figures.")],
+    run: options.RunArgument = None,
+    output: Output = None,
+    backend: options.Backends = None,
+    results: options.Results = None,
+) -> None:
+    """Draw a figure of the MARLIN paper again: its published A10 values behind, the run in front with its own ideal.
+
+    Example: marlin-bench plot paper --figure 1
+    """
+    from marlin_bench import paper as figures
+    from marlin_bench.plots import paper as plots
+
+    if figure not in figures.FIGURES:
+        raise options.OptionError(f"the paper's kernel figures are 1, 9, 10, 11 and 12: there is no {figure} here")
+    found = _open(run, None, None, backend, None, results, datasheet=False)
+    meta, environment = found.run.meta, found.run.meta.environment
+    device = f"{environment.device_name}, {meta.origin.value}"
+    title = f"MARLIN paper, figure {figure}: {device}, clocks {meta.clock_policy}"
+
+    def draw() -> Figure:
+        if figure == 9:
+            return plots.draw_models(figures.paper_models(found.rows, environment.device_name), title)
+        if figure == 11:
+            return plots.draw_roofline(figures.paper_roofline(found.rows, found.roofs), title, environment.device_name)
+        number = next(one for one in (1, 10, 12) if one == figure)
+        curves = figures.paper_speedup(number, found.rows, environment.sm_count)
+        return plots.draw_speedup(curves, title, environment.device_name)
+
+    _save(found, f"paper_figure_{figure}", output, draw)
+
+
 @app.command("clocks")
 def clocks(run: options.RunArgument = None, output: Output = None, results: options.Results = None) -> None:
     """Draw clock, power, temperature and throttle events over the run, with its cells marked.
