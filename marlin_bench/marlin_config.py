@@ -260,11 +260,15 @@ def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
     return (f"{tall}x256x64", "64x256x64")
 
 
+_WITHOUT_ZERO_POINTS = ("64x256x128",)
+"""Tiles whose registers do not hold zero points too: FP16 builds of them would spill."""
+
+
 def choose_build(operands: Operands, M: int, N: int, K: int, machine: Machine) -> Build:
     """The build for a problem: the preferred tile that divides K and has at least three stages on this machine."""
     for name in _preferred(M, N, K, machine.sm_count):
         tile = tile_named(name)
-        if K % tile.depth:
+        if K % tile.depth or (operands.zero_points and name in _WITHOUT_ZERO_POINTS):
             continue
         try:
             build = build_for(tile, operands, machine.shared_per_block)
