@@ -1,7 +1,8 @@
 """Measured roofs: each the best of several shapes and kernels, with the SM clock it was seen at.
 
 CUDA: HBM read (16-byte streaming loads, and a cuBLAS matrix-vector product), HBM copy, L2 read, FP16 and BF16 tensor
-peak (large cuBLAS products on random data, in a burst and sustained), sparse tensor peak, launch floor (an empty node of a graph).
+peak (large cuBLAS products on random data, in a burst and sustained), sparse tensor peak, launch floor (an empty node
+of a graph).
 CPU: triad bandwidth and dense GEMM peaks.
 """
 
