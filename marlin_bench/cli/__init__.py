@@ -24,6 +24,7 @@ from marlin_bench.cli import (
     kernels,
     listing,
     plot,
+    profile,
     publish,
     report,
     run,
@@ -70,6 +71,8 @@ app.command("verify")(verify.verify)
 app.command("show")(show.show)
 app.add_typer(plot.app, name="plot")
 app.command("report")(report.report)
+app.command("profile")(profile.profile)
+app.command("ledger")(profile.ledger)
 app.command("knees")(answers.knees)
 app.command("recommend")(answers.recommend)
 app.command("predict")(answers.predict)

@@ -17,6 +17,8 @@ EXIT_CODES: dict[str, ExitCode] = {
     "marlin_bench.units.UnitError": ExitCode.USAGE,
     "marlin_bench.export.ExportError": ExitCode.USAGE,
     "marlin_bench.report.markdown.MarkerError": ExitCode.USAGE,
+    "marlin_bench.profile.ProfileError": ExitCode.ENVIRONMENT,
+    "marlin_bench.ledger.LedgerError": ExitCode.USAGE,
     "marlin_bench.models.ModelError": ExitCode.USAGE,
     "marlin_bench.predict.UnknownGpuError": ExitCode.USAGE,
     "marlin_bench.model_times.NoAnswerError": ExitCode.NOTHING_MEASURED,
