@@ -48,11 +48,14 @@ class BuildResources:
 def _marlin(arch: str) -> Iterator[KernelBuild]:
     """Every tile with plain operands, and with the heaviest ones where registers are allotted differently."""
     plain = marlin_config.Operands()
+    zeros = marlin_config.Operands(group_size=32, zero_points=True)
     heavy = marlin_config.Operands(group_size=32, zero_points=True, bf16=True)
     for tile in marlin_config.TILES:
-        for label, operands in (("fp16 g128", plain), ("bf16 g32 zp", heavy)):
-            if operands is heavy and arch in ("sm_86", "sm_89"):
+        for label, operands in (("fp16 g128", plain), ("fp16 g32 zp", zeros), ("bf16 g32 zp", heavy)):
+            if operands is not plain and arch in ("sm_86", "sm_89"):
                 continue  # the same registers as sm_80
+            if operands.zero_points and str(tile) in marlin_config.WITHOUT_ZERO_POINTS:
+                continue
             try:
                 build = marlin_config.build_for(tile, operands, SHARED_BYTES_PER_BLOCK[arch])
             except marlin_config.ConfigError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from marlin_bench.layouts.marlin import BLOCK
 
@@ -221,7 +222,23 @@ class Machine:
     shared_per_block: int
 
 
-def suitable_ctas(tile: Tile, M: int, N: int, sm_count: int) -> int:
+class TileShape(Protocol):
+    """What a grid depends on of a tile, of this kernel or another that is partitioned the same way."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of C."""
+
+    @property
+    def columns(self) -> int:
+        """Columns of C."""
+
+    @property
+    def ctas_per_sm(self) -> int:
+        """CTAs that are meant to share an SM."""
+
+
+def suitable_ctas(tile: TileShape, M: int, N: int, sm_count: int) -> int:
     """CTAs for a problem: all that fit, or up to a tenth fewer when each tile is then cut into equal slices.
 
     A CTA whose stripe crosses from one tile to the next fills its pipeline and adds up twice: on an H200 a layer of
@@ -260,7 +277,7 @@ def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
     return (f"{tall}x256x64", "64x256x64")
 
 
-_WITHOUT_ZERO_POINTS = ("64x256x128",)
+WITHOUT_ZERO_POINTS = ("64x256x128",)
 """Tiles whose registers do not hold zero points too: FP16 builds of them would spill."""
 
 
@@ -268,7 +285,7 @@ def choose_build(operands: Operands, M: int, N: int, K: int, machine: Machine) -
     """The build for a problem: the preferred tile that divides K and has at least three stages on this machine."""
     for name in _preferred(M, N, K, machine.sm_count):
         tile = tile_named(name)
-        if K % tile.depth or (operands.zero_points and name in _WITHOUT_ZERO_POINTS):
+        if K % tile.depth or (operands.zero_points and name in WITHOUT_ZERO_POINTS):
             continue
         try:
             build = build_for(tile, operands, machine.shared_per_block)
