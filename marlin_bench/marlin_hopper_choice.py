@@ -14,22 +14,23 @@ from functools import cache
 from pathlib import Path
 
 from marlin_bench.layouts.marlin_hopper import K_MULTIPLE, TILE_K
-from marlin_bench.marlin_hopper_config import Schedule, Tiling, WeightKind, schedule
+from marlin_bench.marlin_hopper_config import Schedule, Stripes, Tiling, WeightKind, schedule
 
 TABLE = Path(__file__).with_name("marlin_hopper_table.json")
 DEFAULT_RASTER = 8
+_WIDEST_BF16_TILE = 96
 BATCH_TILES = (8, 16, 24, 32, 48, 64, 96, 128)
-_PLAN = re.compile(r"(?P<tiling>[^:]+)(?::raster=(?P<raster>\d+))?(?::ctas=(?P<ctas>\d+))?(?P<whole>:whole)?")
+_PLAN = re.compile(r"(?P<tiling>[^:]+)(?::raster=(?P<raster>\d+))?(?::ctas=(?P<ctas>\d+))?(?::(?P<stripes>rest|none))?")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A tiling with how its tiles are spread: at most `ctas` CTAs (None: one an SM), `whole` tiles or striped ones."""
+    """A tiling with how its tiles are spread: at most `ctas` CTAs (None: one an SM), which of them striped."""
 
     tiling: Tiling
     raster: int = DEFAULT_RASTER
     ctas: int | None = None
-    whole: bool = False
+    stripes: Stripes = Stripes.MANY
 
     @property
     def name(self) -> str:
@@ -39,7 +40,7 @@ class Plan:
             name += f":raster={self.raster}"
         if self.ctas is not None:
             name += f":ctas={self.ctas}"
-        return name + (":whole" if self.whole else "")
+        return name + (f":{self.stripes}" if self.stripes is not Stripes.MANY else "")
 
     @classmethod
     def parse(cls, name: str) -> Plan:
@@ -51,13 +52,13 @@ class Plan:
             tiling=Tiling.parse(match["tiling"]),
             raster=int(match["raster"] or DEFAULT_RASTER),
             ctas=int(match["ctas"]) if match["ctas"] else None,
-            whole=match["whole"] is not None,
+            stripes=Stripes(match["stripes"] or Stripes.MANY),
         )
 
     def schedule(self, M: int, N: int, K: int, sm_count: int) -> Schedule:
         """Tiles and grid of a product on a device of `sm_count` SMs."""
         ctas = sm_count if self.ctas is None else min(self.ctas, sm_count)
-        return schedule(self.tiling, M, N, K, ctas, self.raster, self.whole)
+        return schedule(self.tiling, M, N, K, ctas, self.raster, self.stripes)
 
 
 def fits(plan: Plan, K: int, kind: WeightKind) -> bool:
@@ -70,7 +71,14 @@ def fits(plan: Plan, K: int, kind: WeightKind) -> bool:
         return False
     if kind.bf16 and kind.group_size is not None and not tiling.scale_accumulators:
         return False
+    if _is_miscompiled(tiling):
+        return False
     return tiling.depth(kind) >= 2
+
+
+def _is_miscompiled(tiling: Tiling) -> bool:
+    """Builds in which ptxas 13.0 copies sums while products into them are in flight, without a word in its log."""
+    return tiling.scale_accumulators and tiling.step_products == 4 and tiling.blocks == 1 and tiling.batch_tile == 8
 
 
 @cache
@@ -106,9 +114,9 @@ def smallest_batch_tile(M: int) -> int:
 
 
 def _bf16_tiling(batch_tile: int) -> Tiling:
-    """Group scales on the sums need two sets of sums: one 64-row block a warpgroup above 64 rows of batch."""
-    wide = batch_tile > 48
-    return Tiling(batch_tile, blocks=1 if wide else 2, scale_accumulators=True, reallocate=batch_tile >= 32)
+    """Group scales on the sums need two sets of sums: one 64-row block a warpgroup above 48 rows, 96 rows at most."""
+    batch_tile = min(batch_tile, _WIDEST_BF16_TILE)
+    return Tiling(batch_tile, blocks=1 if batch_tile > 48 else 2, scale_accumulators=True, reallocate=batch_tile >= 32)
 
 
 def rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
@@ -126,7 +134,9 @@ def rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
         tiling = Tiling(batch_tile, warpgroups=2, cluster=2, scale_accumulators=batch_tile <= 32)
         return Plan(tiling)
     if batch_tile <= 32:
-        return Plan(Tiling(batch_tile, blocks=2, stage_tiles=2, scale_accumulators=True))
+        # Groups of 64 add scales twice as often: with two K tiles unrolled the loop spills.
+        stage_tiles = 1 if kind.group_size == 64 else 2
+        return Plan(Tiling(batch_tile, blocks=2, stage_tiles=stage_tiles, scale_accumulators=True, reallocate=True))
     if batch_tile <= 64:
         return Plan(Tiling(batch_tile, blocks=2, stage_tiles=2, reallocate=True))
     narrow = -(-N // 256) * -(-M // batch_tile) * 4 < sm_count * 3
@@ -134,8 +144,8 @@ def rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
 
 
 def choose(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
-    """The plan for a product: the table's where it has the layer and the plan can run, else the rule's."""
-    if not kind.bf16:
+    """The plan for a product: the table's where it holds the layer (groups of 128, FP16), else the rule's."""
+    if kind == WeightKind():
         measured = _measured(M, N, K)
         if measured is not None and fits(measured, K, kind):
             return measured

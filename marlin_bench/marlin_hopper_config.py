@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 from marlin_bench.layouts.marlin_hopper import BLOCK_COLUMNS, K_MULTIPLE, STRIP_COLUMNS, TILE_K, block_bytes
 
@@ -188,11 +189,22 @@ class Schedule:
     grid: int
 
 
-def schedule(tiling: Tiling, M: int, N: int, K: int, ctas: int, raster: int = 8, whole: bool = False) -> Schedule:
-    """The tiles of a product over at most `ctas` CTAs.
+class Stripes(StrEnum):
+    """Which tiles are cut into equal pieces along K over all CTAs; the others are computed whole.
 
-    Striped tiles are all of them up to two rounds, else the last incomplete round and one more; `whole` stripes none.
+    MANY: all tiles up to two rounds, else the last incomplete round and one more. REST: the last incomplete round only.
+    Striped tiles come first, so with whole tiles after them no CTA ends with sums that others wait for.
     """
+
+    MANY = "many"
+    REST = "rest"
+    NONE = "none"
+
+
+def schedule(
+    tiling: Tiling, M: int, N: int, K: int, ctas: int, raster: int = 8, stripes: Stripes = Stripes.MANY
+) -> Schedule:
+    """The tiles of a product over at most `ctas` CTAs."""
     units = -(-K // K_MULTIPLE) * K_MULTIPLE // (TILE_K * tiling.stage_tiles)
     row_tiles = -(-N // (tiling.tile_columns * tiling.team))
     batch_tiles = -(-M // tiling.batch_tile)
@@ -202,13 +214,16 @@ def schedule(tiling: Tiling, M: int, N: int, K: int, ctas: int, raster: int = 8,
         grid = max(tiles * tiling.cluster, ctas // tiling.cluster * tiling.cluster)
         return Schedule(units, row_tiles, batch_tiles, raster, 0, grid)
     teams = max(1, ctas // tiling.team)
-    if whole:
+    if stripes is Stripes.NONE:
         return Schedule(units, row_tiles, batch_tiles, raster, 0, min(teams, tiles) * tiling.team)
     teams = min(teams, tiles * units)
     rest = tiles % teams
-    striped = tiles if tiles <= 2 * teams else (0 if rest == 0 else rest + teams)
-    if tiles == teams:
+    if rest == 0:
         striped = 0
+    elif stripes is Stripes.REST:
+        striped = rest
+    else:
+        striped = tiles if tiles <= 2 * teams else rest + teams
     return Schedule(units, row_tiles, batch_tiles, raster, striped, teams * tiling.team)
 
 

@@ -18,7 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from marlin_bench.marlin_hopper_choice import Plan, fits, smallest_batch_tile
-from marlin_bench.marlin_hopper_config import Tiling, WeightKind
+from marlin_bench.marlin_hopper_config import Stripes, Tiling, WeightKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,8 @@ def _small_batch_tilings(batch_tile: int) -> Iterator[Tiling]:
         base = Tiling(batch_tile, step_products=products, scale_accumulators=scaled)
         for early in (False, True):
             yield replace(base, blocks=2, stage_tiles=2, reallocate=True, early_trigger=early)
+            yield replace(base, blocks=1, stage_tiles=2, early_trigger=early)
+            yield replace(base, blocks=1, stage_tiles=4, early_trigger=early)
         yield replace(base, blocks=2, stage_tiles=2)
         yield replace(base, blocks=2, stage_tiles=1, ctas_per_sm=2, early_trigger=True)
         yield replace(base, warpgroups=3, blocks=2, stage_tiles=2)
@@ -104,7 +106,8 @@ def _large_batch_plans(batch_tile: int) -> Iterator[Plan]:
         if multicast:
             tiling = replace(tiling, cluster=2, multicast=True)
         yield Plan(tiling, raster=raster)
-        yield Plan(tiling, raster=raster, ctas=128, whole=True)
+        yield Plan(tiling, raster=raster, stripes=Stripes.REST)
+        yield Plan(tiling, raster=raster, ctas=128, stripes=Stripes.NONE)
 
 
 def candidates(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> list[Plan]:
@@ -112,10 +115,12 @@ def candidates(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> list[
     smallest = smallest_batch_tile(M)
     plans: list[Plan] = []
     if smallest <= 32:
-        plans += [Plan(tiling) for tiling in _small_batch_tilings(smallest)]
+        for tiling in _small_batch_tilings(smallest):
+            plans += [Plan(tiling), Plan(tiling, stripes=Stripes.REST)]
     else:
         tiles = {smallest} | ({64} if M > 64 else set())
-        plans += [Plan(tiling) for tile in sorted(tiles) for tiling in _middle_batch_tilings(tile)]
+        for tiling in (tiling for tile in sorted(tiles) for tiling in _middle_batch_tilings(tile)):
+            plans += [Plan(tiling), Plan(tiling, stripes=Stripes.REST)]
     if M > 64:
         plans += list(_large_batch_plans(smallest))
     unique = {plan.name: plan for plan in plans if fits(plan, K, kind)}
@@ -126,9 +131,13 @@ def _is_sensible(plan: Plan, M: int, N: int, K: int, sm_count: int) -> bool:
     """A cluster splits K only where there are too few tiles for the SMs, and a device is at least half used."""
     schedule = plan.schedule(M, N, K, sm_count)
     tiles = schedule.row_tiles * schedule.batch_tiles
+    if plan.stripes is Stripes.REST and tiles < schedule.grid // plan.tiling.team:
+        return False  # the same schedule as striping many
     if plan.tiling.splits_k_in_cluster:
+        if plan.stripes is not Stripes.MANY:
+            return False
         return sm_count < tiles * plan.tiling.cluster * 3 and tiles * plan.tiling.cluster <= sm_count
-    if plan.whole:
+    if plan.stripes is Stripes.NONE:
         return tiles * plan.tiling.team >= schedule.grid
     return True
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from marlin_bench.layouts.marlin_hopper import CODE_BYTES, HopperWeights, block_bytes, pack, unpack
 from marlin_bench.marlin_hopper_choice import Plan, choose, fits, rule, smallest_batch_tile
-from marlin_bench.marlin_hopper_config import SHARED_BYTES_PER_CTA, Tiling, WeightKind, schedule
+from marlin_bench.marlin_hopper_config import SHARED_BYTES_PER_CTA, Stripes, Tiling, WeightKind, schedule
 from marlin_bench.quantize import QuantizedWeights, quantize
 
 
@@ -135,7 +135,7 @@ def test_the_name_of_a_tiling_reads_back(tiling):
 
 
 def test_the_name_of_a_plan_reads_back():
-    plan = Plan(ALL_TILINGS[1], raster=2, ctas=128, whole=True)
+    plan = Plan(ALL_TILINGS[1], raster=2, ctas=128, stripes=Stripes.NONE)
     assert Plan.parse(plan.name) == plan
     with pytest.raises(ValueError, match="not the name"):
         Plan.parse("b8")

@@ -7,7 +7,7 @@ import torch
 
 from marlin_bench.backends.marlin_hopper import HopperProduct, MarlinHopper, MarlinHopperBf16, Workspace
 from marlin_bench.layouts.marlin_hopper import pack
-from marlin_bench.marlin_hopper_choice import TABLE, Plan, choose
+from marlin_bench.marlin_hopper_choice import BATCH_TILES, TABLE, Plan, choose
 from marlin_bench.marlin_hopper_config import WeightKind
 from marlin_bench.quantize import QuantizedWeights, quantize
 
@@ -97,8 +97,10 @@ def test_small_and_odd_layers_are_right(K, N, M, generator):
 
 
 def table_plans():
+    """Every plan of the table, cut down to every narrower batch tile as the chooser does."""
     layers = json.loads(TABLE.read_text(encoding="utf-8"))["layers"]
-    return sorted({plan for layer in layers for plan in layer["plans"].values()})
+    sizes = [*BATCH_TILES, *(129, 257, 513, 1025, 5000)]
+    return sorted({choose(M, layer["N"], layer["K"], 132, WeightKind()).name for layer in layers for M in sizes})
 
 
 @pytest.mark.parametrize("name", table_plans())
