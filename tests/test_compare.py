@@ -9,7 +9,7 @@ from simulated_gate import NOISES, TIMES, record, simulated_records
 from synthetic_run import RunSpec, environment, make_record, published_record
 
 from marlin_bench.bootstrap import RESAMPLES, Level, drift_of_median, resampled_medians
-from marlin_bench.compare import compare, moved_packages, unlike
+from marlin_bench.compare import CellChange, compare, moved_packages, unlike
 from marlin_bench.gate_rules import RelativeRule
 from marlin_bench.judgement import Change, Evidence, Judgement, change, holm, judge
 from marlin_bench.noise import NoiseError, noise_map, read_noise_map
@@ -113,6 +113,57 @@ def test_a_new_version_of_the_baseline_is_no_witness_and_its_part_is_told_apart(
     assert found.evidence.paired is None
     assert found.evidence.baseline_part.ratio.value == pytest.approx(0.9, rel=0.01)
     assert not found.evidence.baseline_is_same
+
+
+def test_cycles_are_compared_only_where_clocks_were_free_and_every_block_knows_its_own():
+    times, other = (np.full(30, 1e-4), np.full(30, 1.2e-4))
+    slow = np.full(30, 1.5e9)
+    old = [record("marlin", "c", times)]
+
+    def cycles(new, before=old):
+        (found,) = compare(before, [new], POLICY)
+        return found.evidence.cycles
+
+    seen = cycles(record("marlin", "c", other, slow))
+    assert seen.ratio.value == pytest.approx(1.2 * 1.5 / 1.7)
+    half = record("marlin", "c", other)
+    half = half.model_copy(
+        update={"blocks": [half.blocks[0].model_copy(update={"sm_clock_hz": None}), *half.blocks[1:]]}
+    )
+    assert cycles(half) is None
+    assert cycles(old[0], [half]) is None
+    locked = [one.model_copy(update={"clocks_locked": True}) for one in (old[0], record("marlin", "c", other, slow))]
+    assert cycles(locked[1], [locked[0]]) is None
+    assert cycles(locked[1]) is not None  # locked on one side alone is not locked
+
+
+def test_the_fastest_common_baseline_is_the_witness_where_there_is_no_cublas_fp16():
+    def cell(scale):
+        return [
+            make_record("dense_fp32", 1, 3e-4 * scale, noise=0.0),
+            make_record("dense_bf16", 1, 2e-4 * scale, noise=0.0),
+            make_record("tinygemm_cpu", 1, 1e-4 * scale, noise=0.0),
+        ]
+
+    found = {one.backend: one.evidence.baseline for one in compare(cell(1.0), cell(1.1), POLICY)}
+    assert found == {"tinygemm_cpu": "dense_bf16", "dense_bf16": "dense_fp32", "dense_fp32": "dense_bf16"}
+    with_cublas = [*cell(1.0), make_record("cublas_fp16", 1, 9e-4, noise=0.0)]
+    found = {one.backend: one.evidence.baseline for one in compare(with_cublas, with_cublas, POLICY)}
+    assert found["tinygemm_cpu"] == "cublas_fp16"
+
+
+def test_a_cell_without_any_record_is_no_subject():
+    with pytest.raises(AssertionError):
+        _ = CellChange("c", "marlin", "kernel", None, None, Judgement.INVALID, "").named
+    assert CellChange("c", "m", "kernel", make_record("marlin", 1, 1e-5), None, Judgement.INVALID, "").named.M == 1
+
+
+def test_the_words_say_against_what_only_where_there_is_a_witness():
+    assert judge(evidence(**all_axes(0.03)), is_slower=True, is_faster=False)[1] == (
+        "3.0% slower against cublas_fp16, confirmed in time and cycles"
+    )
+    alone = evidence(**(all_axes(0.03) | {"paired": None, "cycles": None}))
+    assert judge(alone, is_slower=True, is_faster=False)[1] == "3.0% slower"
 
 
 def test_the_parts_of_a_changed_speed_up_multiply_to_it():

@@ -21,6 +21,7 @@ from marlin_bench.cli import (
     doctor,
     export,
     gate,
+    history,
     kernels,
     listing,
     plot,
@@ -85,6 +86,7 @@ app.command("gate")(gate.gate)
 app.command("compare")(compare.compare)
 app.command("noise")(compare.noise)
 app.add_typer(baseline.app, name="baseline")
+app.command("history")(history.history)
 app.command("doctor")(doctor.doctor)
 app.command("kernels")(kernels.kernels)
 app.command("tune")(tune.tune)
