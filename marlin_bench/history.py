@@ -20,7 +20,7 @@ from marlin_bench.store import Run
 
 _LEAST_RUNS = 4
 _LEAST_SEGMENT = 2
-_PENALTY = 3.0  # a change must explain this many times log(n) variances, the weight of BIC for a mean and a place
+_PENALTY = 4.0  # a change must explain this many times log(n) variances, the weight of BIC for a mean and a place
 _NORMAL_SPREAD = 1.4826  # standard deviation over median absolute deviation, for normal samples
 _LEAST_NOISE = 1e-3  # a change under 0.1 % of the time is nobody's regression
 
