@@ -54,26 +54,32 @@ __device__ __forceinline__ void load_activations(Activations& activations, const
   for (int n = 0; n < kBatchBlocks; ++n) ldmatrix_x4(activations[n], address + n * 8 * kARowVectors * 16);
 }
 
-// Dequantises a product's weights while the tensor cores work on those of the product before (paper 3.4).
+// The left operand of product j.
+__device__ __forceinline__ void dequantise_product(u32 (&operand)[4], const Weights& weights, int j) {
+  const Type::Pair scales = pair_of<Type::Pair>(word(weights.scales, j));
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    u32 halves[2];
+    dequantise<Type>(word(weights.codes, j), h, Dequantiser<Type>::symmetric(), scales, halves);
+    operand[h] = halves[0];
+    operand[h + 2] = halves[1];
+  }
+}
+
+// Dequantises the next product's weights while the tensor cores work on those of this one (paper 3.4).
 __device__ __forceinline__ void multiply(Sums& sums, const Weights& weights, const Activations& activations) {
+  u32 operands[2][4];
+  dequantise_product(operands[0], weights, 0);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const Type::Pair scales = pair_of<Type::Pair>(word(weights.scales, j));
-    u32 operand[4];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      u32 halves[2];
-      dequantise<Type>(word(weights.codes, j), h, Dequantiser<Type>::symmetric(), scales, halves);
-      operand[h] = halves[0];
-      operand[h + 2] = halves[1];
-    }
+    if (j < 3) dequantise_product(operands[(j + 1) % 2], weights, j + 1);
     const u32 positions = j < 2 ? weights.positions.x : weights.positions.y;
 #pragma unroll
     for (int n = 0; n < kBatchBlocks; ++n) {
       if (j % 2 == 0) {
-        mma_sp<0>(Type{}, sums[n][j], operand, activations[n], positions);
+        mma_sp<0>(Type{}, sums[n][j], operands[j % 2], activations[n], positions);
       } else {
-        mma_sp<1>(Type{}, sums[n][j], operand, activations[n], positions);
+        mma_sp<1>(Type{}, sums[n][j], operands[j % 2], activations[n], positions);
       }
     }
   }

@@ -5,7 +5,7 @@ What a launch needs beside its tile (stripes, counters) is the dense kernel's: s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from marlin_bench.layouts.marlin import BLOCK
 from marlin_bench.layouts.marlin_sparse import WORDS_PER_BLOCK
@@ -140,7 +140,6 @@ def plan_for(build: SparseBuild, M: int, N: int, K: int, ctas: int) -> SparsePla
 
 TILES = (
     SparseTile(8, 512, 128, warps=16),
-    SparseTile(8, 512, 128),
     SparseTile(8, 512, 64),
     SparseTile(8, 256, 128),
     SparseTile(8, 128, 256),
@@ -154,8 +153,6 @@ TILES = (
     SparseTile(32, 128, 256),
     SparseTile(48, 512, 64, tall=True),
     SparseTile(64, 512, 64, tall=True),
-    SparseTile(64, 256, 128, tall=True),
-    SparseTile(64, 128, 256, tall=True),
     SparseTile(64, 256, 64),
     SparseTile(64, 256, 128),
     SparseTile(64, 128, 128),
@@ -164,8 +161,17 @@ TILES = (
 
 
 _BY_NAME = {str(tile): tile for tile in TILES}
-_MANY_BLOCKS = 100
-"""64×64 blocks of weights an SM from which tiles that are read by fewer CTAs beat tiles that are shared by fewer."""
+_LARGEST_SHORT_M = 32
+_FEW_BLOCKS, _MANY_BLOCKS, _MOST_BLOCKS = 60, 200, 1000
+_FEW_TALL_BLOCKS, _MANY_TALL_BLOCKS = 60, 300
+"""64×64 blocks of weights an SM from which tiles that fewer CTAs read beat tiles that fewer CTAs share (H200)."""
+
+_SHORT_RING_BYTES = 96 * 1024
+"""Ring of a CTA in layers of fewer than `_MANY_BLOCKS` blocks an SM.
+
+All CTAs ask for their first stages at once; the deeper the ring, the later the first stage is complete. On an H200
+8192 x 8192 at M = 16 takes 14.4 us with five stages and 17.8 with twelve.
+"""
 
 
 def tile_named(name: str) -> SparseTile:
@@ -184,28 +190,47 @@ class SparseMachine:
     reallocates_registers: bool
 
 
-def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
+def _blocks_an_sm(N: int, K: int, sm_count: int) -> float:
+    """64×64 blocks of weights for each SM."""
+    return (N / BLOCK) * (K / BLOCK) / sm_count
+
+
+def _preferred(M: int, blocks: float) -> tuple[str, ...]:
     """Names of tiles, the best first; whether they fit K and the device is checked after (measured on an H200)."""
-    blocks_an_sm = (N / BLOCK) * (K / BLOCK) / sm_count
-    if M > 32:
+    if M > _LARGEST_SHORT_M:
         rows = min((48, 64), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
-        return (f"{rows}x512x64t", "64x512x64t", "64x256x128", "64x256x64", "64x128x128")
+        blocks *= -(-M // 64)
+        if blocks >= _MANY_TALL_BLOCKS:
+            return (f"{rows}x512x64t", "64x512x64t", "64x256x128", "64x256x64", "64x128x128")
+        short = ("64x128x128", "64x256x64") if blocks < _FEW_TALL_BLOCKS else ("64x256x64", "64x128x128")
+        return (*short, "64x512x64t")
     rows = 8 if M <= 8 else 16 if M <= 16 else 32
     wide = (f"{rows}x512x128w16", f"{rows}x512x128", f"{rows}x512x64")
-    narrow = (f"{rows}x128x256", f"{rows}x256x128")
-    return (*wide, *narrow) if blocks_an_sm >= _MANY_BLOCKS else (*narrow, *wide)
+    middle, narrow = f"{rows}x256x128", f"{rows}x128x256"
+    if rows == 32:
+        if blocks >= _MANY_BLOCKS:
+            return (*wide, middle) if blocks >= _MOST_BLOCKS else (middle, *wide)
+        return (narrow, middle, *wide)
+    if blocks >= _MANY_BLOCKS:
+        return (*wide, middle, narrow)
+    return (middle, narrow, *wide) if blocks >= _FEW_BLOCKS else (narrow, middle, *wide)
 
 
 def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMachine) -> SparseBuild:
     """The build for a problem: the preferred tile that divides K and fits this machine."""
-    for name in _preferred(M, N, K, machine.sm_count):
+    blocks = _blocks_an_sm(N, K, machine.sm_count)
+    for name in _preferred(M, blocks):
         tile = _BY_NAME.get(name)
         if tile is None or K % tile.depth or (tile.tall and not machine.reallocates_registers):
             continue
         try:
-            return build_for(tile, operands, machine.shared_per_block)
+            build = build_for(tile, operands, machine.shared_per_block)
         except ConfigError:
             continue
+        if M <= _LARGEST_SHORT_M and blocks < _MANY_BLOCKS:
+            short = max(_FEWEST_STAGES, _SHORT_RING_BYTES // tile.stage_bytes(operands))
+            build = replace(build, stages=min(build.stages, short))
+        return build
     raise ConfigError(f"no tile for M {M}, N {N}, K {K} fits {machine.shared_per_block} bytes of shared memory")
 
 

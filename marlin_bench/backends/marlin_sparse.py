@@ -16,7 +16,7 @@ from marlin_bench.cuda_driver import Geometry, PreparedLaunch
 from marlin_bench.cuda_source import load_module, source_digest
 from marlin_bench.layouts import marlin_sparse as layout
 from marlin_bench.layouts.marlin import BLOCK
-from marlin_bench.marlin_config import Operands
+from marlin_bench.marlin_config import Operands, suitable_ctas
 from marlin_bench.marlin_sparse_config import (
     SparseBuild,
     SparseMachine,
@@ -72,7 +72,7 @@ def make_plan(
         build = choose_build(operands, M, N, K, machine)
     if "stages" in choice:
         build = SparseBuild(build.tile, operands, int(choice["stages"]))
-    return plan_for(build, M, N, K, int(choice.get("ctas", machine.sm_count * build.tile.ctas_per_sm)))
+    return plan_for(build, M, N, K, int(choice.get("ctas", suitable_ctas(build.tile, M, N, machine.sm_count))))
 
 
 def make_workspace(plan: SparsePlan, device: torch.device) -> Workspace:

@@ -1,0 +1,56 @@
+"""Small launches of marlin_sparse and of its ceiling, for compute-sanitizer:
+
+compute-sanitizer --tool memcheck python tests/gpu/sparse_launches.py
+
+Every path of the ring and the reductions: warps that split K, slices of several CTAs, whole tiles, ragged rows and
+channels, registers that move between warps, and more k tiles than stages.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from marlin_bench.backends.marlin_sparse import (
+    MarlinSparse,
+    MarlinSparseBf16,
+    SparseProduct,
+    make_plan,
+    packed_operands,
+)
+from marlin_bench.check import check_output, fault, poison
+from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
+
+CASES = (
+    # M, N, K, group size, tile, CTAs
+    (5, 320, 2048, 64, "8x512x128w16", 3),
+    (16, 192, 2048, 128, "16x128x256", 2),
+    (20, 576, 1024, 128, "32x512x128", 4),
+    (70, 320, 1024, None, "64x512x64t", 3),
+    (130, 192, 512, 64, "64x128x128", 2),
+    (100, 320, 512, 128, "64x256x64", 1),
+)
+
+
+def launch(M, N, K, group_size, tile, ctas, backend):
+    weights = make_weights(LayerKey(K, N, group_size, 0), 0, "cuda")
+    packed = backend.pack(weights)
+    activations = make_activations(0, M, K, 0, backend.dtype, "cuda")
+    output = torch.empty(M, N, dtype=backend.dtype, device="cuda")
+    plan = make_plan(
+        packed_operands(packed), M, N, K, activations.device, {"tile": tile, "stages": "3", "ctas": str(ctas)}
+    )
+    product = SparseProduct(plan, packed, activations, output)
+    expected = expected_product(activations, WeightSource(weights, packed.reference))
+    for _ in range(2):
+        poison(output)
+        product()
+        assert fault(check_output(output, expected, backend.tolerance, "before")) is None
+
+
+if __name__ == "__main__":
+    for number, case in enumerate(CASES):
+        launch(*case, MarlinSparseBf16() if number % 2 else MarlinSparse())
+    print(f"launched marlin_sparse {len(CASES)} times")
