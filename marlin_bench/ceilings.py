@@ -1,8 +1,7 @@
 """Measured roofs: each the best of several shapes and kernels, with the SM clock it was seen at.
 
 CUDA: HBM read (16-byte streaming loads, and a cuBLAS matrix-vector product), HBM copy, L2 read, FP16 and BF16 tensor
-peak (large cuBLAS products on random data, in a burst and sustained), sparse tensor peak, launch floor (an empty node
-of a graph).
+peak (large cuBLAS products on random data, in a burst and sustained), launch floor (an empty node of a graph).
 CPU: triad bandwidth and dense GEMM peaks.
 """
 
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from marlin_bench.record import Ceiling, CeilingName
-from marlin_bench.sparse_ceiling import measure_sparse_tensor
 
 if TYPE_CHECKING:
     from marlin_bench.backends.protocol import DeviceTraits
@@ -180,9 +178,8 @@ def cuda_ceilings(traits: DeviceTraits, probe: ClockProbe) -> list[Ceiling]:
         _tensor_peak(watch, torch.bfloat16).ceiling("bf16_tensor"),
         _launch_floor(watch).ceiling("launch"),
     ]
-    sparse = measure_sparse_tensor(watch.seconds, traits.sm_count or 1)
     torch.cuda.empty_cache()
-    return found if sparse is None else [*found, sparse]
+    return found
 
 
 def _best_seconds(action: Callable[[], None], repeats: int = _REPEATS) -> float:
