@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
+from numpy.typing import NDArray
 
 from marlin_bench.record import Origin, Record, Status
 from marlin_bench.statistics import Interval, block_medians, median_interval
@@ -66,6 +67,13 @@ def _noise(logs: Sequence[float]) -> float:
     return max(spread, _LEAST_NOISE)
 
 
+def _without_outliers(logs: Sequence[float]) -> NDArray[np.float64]:
+    """Each value as the median of itself and its neighbours: one strange run goes, a lasting step keeps its place."""
+    padded = np.asarray([logs[1], *logs, logs[-2]])
+    smooth: NDArray[np.float64] = np.median(np.lib.stride_tricks.sliding_window_view(padded, 3), axis=1)
+    return smooth
+
+
 def change_points(logs: Sequence[float]) -> tuple[int, ...]:
     """Where the level of a series changes for good; HistoryError where ruptures is not installed."""
     if len(logs) < _LEAST_RUNS:
@@ -74,7 +82,7 @@ def change_points(logs: Sequence[float]) -> tuple[int, ...]:
         raise HistoryError("change points need ruptures: pip install 'marlin-bench[history]'")
     import ruptures
 
-    scaled = np.asarray(logs).reshape(-1, 1) / _noise(logs)
+    scaled = _without_outliers(logs).reshape(-1, 1) / _noise(logs)
     found = ruptures.Pelt(model="l2", min_size=_LEAST_SEGMENT, jump=1).fit(scaled)
     ends: list[int] = found.predict(pen=_PENALTY * math.log(len(logs)))
     return tuple(int(end) for end in ends[:-1])

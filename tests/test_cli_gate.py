@@ -1,0 +1,146 @@
+"""The gate and its relatives on the command line: what is printed, written, and how it ends."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic_run import RunSpec, environment, h200_records, make_record
+
+from marlin_bench import cli
+from marlin_bench.record import Status
+
+ROOT = Path(__file__).parent.parent
+A10 = ROOT / "suites" / "a10.yaml"
+PAPER = ROOT / "results" / "published" / "a10_paper"
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys, tmp_path):
+    """Call the program in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MARLIN_BENCH_RESULTS", raising=False)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["marlin-bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def policy(tmp_path):
+    def write(*rules):
+        path = tmp_path / "policy.yaml"
+        path.write_text("gate:\n" + "".join(f"- {rule}\n" for rule in rules))
+        return path
+
+    return write
+
+
+def test_the_papers_folder_is_judged_by_the_figures_of_the_suites_clock_policy(run_cli):
+    code, out, err = run_cli("gate", A10, PAPER)
+    assert code == 0
+    assert "fig10_locked_885mhz" in err
+    assert "6 passed, 0 failed, 0 inconclusive" in err
+    assert "judged on published values" in err
+    assert "96.0% of ideal (3.27x of 3.41x)" in out
+
+
+def test_a_baseline_of_the_paper_fails_the_same_rule(run_cli, policy):
+    rule = "{rule: absolute, select: {backend: awq, M: {at_most: 32}}, at_least: 0.95, clocks: locked}"
+    code, out, err = run_cli("gate", policy(rule), PAPER / "fig10_locked_885mhz")
+    assert code == 1
+    assert out.splitlines()[1].startswith("fail")
+    assert "0 passed, 6 failed" in err
+
+
+def test_every_file_is_written_and_github_gets_its_summary(run_cli, policy, tmp_path, monkeypatch):
+    run = RunSpec(h200_records(layers=("square_8k",))).write(tmp_path / "results")
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    names = {
+        "--md": "m.md",
+        "--junit": "j.xml",
+        "--json-file": "g.json",
+        "--bmf": "b.json",
+        "--action-benchmark": "a.json",
+    }
+    files = [word for option, name in names.items() for word in (option, tmp_path / name)]
+    rule = "{rule: absolute, select: {backend: marlin}, at_least: 0.6}"
+    code, out, err = run_cli("gate", policy(rule), run.folder, "--github", "--json", *files)
+    assert code == 1
+    assert json.loads(out) == json.loads((tmp_path / "g.json").read_text())
+    assert "::error title=" in err
+    assert summary.read_text().startswith("### marlin-bench: gate failed")
+    assert all((tmp_path / name).stat().st_size for name in names.values())
+
+
+@pytest.mark.parametrize(
+    ("records", "rule", "code", "sentence"),
+    [
+        ([], "{rule: right}", 5, "holds no records"),
+        ([make_record("marlin", 1, 1, status=Status.WRONG, reason="NaN")], "{rule: right}", 3, "a wrong result"),
+        ([make_record("marlin", 1, 1, status=Status.CRASHED)], "{rule: right}", 7, "crashed"),
+        ([make_record("marlin", 1, 1e-5)], "{rule: right, select: {backend: x}}", 5, "nothing to judge"),
+        ([make_record("marlin", 1, 1e-5)], "{rule: relative}", 4, "gate inconclusive"),
+        ([make_record("marlin", 1, 1e-5)], "{rule: rihgt}", 2, "policy.yaml:2"),
+        (
+            [make_record("marlin", 1, 1e-5), make_record("marlin", 2, 1e-5, device="a10")],
+            "{rule: right}",
+            2,
+            "2 devices",
+        ),
+    ],
+)
+def test_each_broken_input_has_its_sentence_and_code(run_cli, policy, tmp_path, records, rule, code, sentence):
+    run = RunSpec(records).write(tmp_path / "results")
+    found, _, err = run_cli("gate", policy(rule), run.folder)
+    assert found == code
+    assert sentence in err
+
+
+def test_a_run_of_another_device_than_the_suites_ends_with_6(run_cli, tmp_path):
+    run = RunSpec([make_record("marlin", 1, 1e-5)]).write(tmp_path / "results")
+    code, _, err = run_cli("gate", A10, run.folder)
+    assert code == 6
+    assert "is for A10" in err
+
+
+def test_an_accepted_run_is_what_the_gate_compares_with(run_cli, policy, tmp_path):
+    for name, slower in (("20261121T080000Z_a", 1.0), ("20261121T090000Z_b", 1.05)):
+        records = [
+            make_record(backend, 16, time * (slower if backend == "marlin" else 1.0), run=name, noise=0.002)
+            for backend, time in (("cublas_fp16", 3e-4), ("marlin", 1e-4))
+        ]
+        RunSpec(records, name=name).write(tmp_path / "results")
+    assert run_cli("baseline", "set", "20261121T080000Z_a")[0] == 0
+    guard = policy("{rule: relative, select: {backend: marlin}}")
+    code, out, _ = run_cli("gate", guard, "20261121T090000Z_b")
+    assert code == 1
+    assert "slower against cublas_fp16, confirmed in time and cycles" in out
+    assert run_cli("gate", guard, "20261121T080000Z_a")[0] == 0
+    assert run_cli("baseline", "set", "20261121T090000Z_b")[0] == 2
+    assert "20261121T080000Z_a" in run_cli("baseline", "list")[1]
+    code, out, err = run_cli("compare", "20261121T080000Z_a", "20261121T090000Z_b")
+    assert code == 0
+    assert out.splitlines()[1].startswith("worse")
+    assert "1 worse" in err
+    assert run_cli("compare", "20261121T080000Z_a", "20261121T090000Z_b", "--fail-on-worse")[0] == 1
+    assert run_cli("noise", "20261121T080000Z_a", "20261121T090000Z_b", "-o", tmp_path / "n.json")[0] == 0
+    assert run_cli("gate", guard, "20261121T090000Z_b", "--noise", tmp_path / "n.json")[0] == 4
+
+
+def test_unlike_machines_are_compared_only_when_asked_for(run_cli, tmp_path):
+    for name, device in (("a_run", "NVIDIA H200"), ("b_run", "NVIDIA H100")):
+        RunSpec([make_record("marlin", 16, 1e-4)], name=name, environment=environment(device_name=device)).write(
+            tmp_path / "results"
+        )
+    code, _, err = run_cli("compare", "a_run", "b_run")
+    assert code == 2
+    assert "device was NVIDIA H200 and is NVIDIA H100" in err
+    assert run_cli("compare", "a_run", "b_run", "--unlike")[0] == 0
