@@ -57,6 +57,7 @@ class _Candidate:
 
 _CANDIDATES = (
     _Candidate("marlin_sparse", "marlin_sparse:LINEAR_KERNEL", (8, 0), (99, 9)),
+    _Candidate("marlin_hopper", "marlin_hopper:LINEAR_KERNEL", (9, 0), (9, 0)),
     _Candidate("marlin", "marlin:LINEAR_KERNEL", (8, 0), (99, 9)),
 )
 """Kernels, the preferred one first. A kernel for one kind of weights or architecture goes before those for many."""

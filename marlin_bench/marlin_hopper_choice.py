@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 from marlin_bench.layouts.marlin_hopper import K_MULTIPLE, TILE_K
@@ -150,3 +151,17 @@ def choose(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
         if measured is not None and fits(measured, K, kind):
             return measured
     return rule(M, N, K, sm_count, kind)
+
+
+def reachable_builds(sm_count: int = 132) -> list[tuple[Tiling, WeightKind]]:
+    """Builds that CI compiles: all that the table leads to, and the rule's for the other kinds of weights."""
+    builds: dict[tuple[Tiling, WeightKind], None] = {}
+    beyond = BATCH_TILES[-1] + 1
+    for N, K in _table(TABLE):
+        for M in (*BATCH_TILES, beyond, 2 * beyond, 4 * beyond, 8 * beyond, 64 * beyond):
+            builds[choose(M, N, K, sm_count, WeightKind()).tiling, WeightKind()] = None
+    for group_size, zero_points, bf16 in product((64, 128, None), (False, True), (False, True)):
+        kind = WeightKind(group_size, zero_points, bf16)
+        for M in (32, beyond):
+            builds[rule(M, 18432, 73728, sm_count, kind).tiling, kind] = None
+    return list(builds)

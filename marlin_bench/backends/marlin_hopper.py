@@ -13,7 +13,7 @@ from torch import Tensor
 from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Launch, Missing, Packed
 from marlin_bench.cuda_driver import Geometry, PreparedLaunch, tensor_map_3d
 from marlin_bench.cuda_source import load_module, source_digest
-from marlin_bench.layouts.marlin_hopper import HopperWeights, pack
+from marlin_bench.layouts.marlin_hopper import HopperWeights, block_bytes, pack
 from marlin_bench.marlin_hopper_choice import Plan, choose
 from marlin_bench.marlin_hopper_config import Schedule, Tiling, WeightKind, k_tiles, strips
 from marlin_bench.problem import Format, Problem, int4
@@ -23,6 +23,7 @@ KERNEL = "marlin_hopper"
 MULTIPLE = 64
 GROUP_SIZES = (64, 128, None)
 _PANEL_COLUMNS = 64
+_ALIGNMENT = 16  # of the activations, for their tensor map
 
 
 @cache
@@ -30,6 +31,23 @@ def _function(tiling: Tiling, kind: WeightKind) -> Any:
     function = load_module(KERNEL, tiling.defines(kind)).get_function(KERNEL)
     function.max_dynamic_shared_size_bytes = tiling.shared_bytes(kind)
     return function
+
+
+def unsupported_shape(N: int, K: int, group_size: int | None) -> str | None:
+    """One sentence why a layer has no packed form, or None."""
+    for name, value in (("N", N), ("K", K)):
+        if value % MULTIPLE:
+            return f"{name} {value} is not a multiple of {MULTIPLE}"
+    if group_size not in GROUP_SIZES:
+        return f"group size {group_size} is not 64, 128 or a whole column"
+    return None
+
+
+def _pack_and_wait(weights: QuantizedWeights) -> HopperWeights:
+    """The packed weights, complete in memory: dependent launches read weights before their predecessor ends."""
+    packed = pack(weights)
+    torch.cuda.synchronize(packed.packed.device)
+    return packed
 
 
 class Workspace:
@@ -148,12 +166,7 @@ class MarlinHopper(Backend):
         """wgmma exists on sm_90 only; N and K in multiples of 64, groups of 64, 128 or a column."""
         if device.capability is None or device.capability[0] != 9:
             return f"{device.name} is not a Hopper GPU (sm_90)"
-        for name, value in (("N", problem.N), ("K", problem.K)):
-            if value % MULTIPLE:
-                return f"{name} {value} is not a multiple of {MULTIPLE}"
-        if problem.group_size not in GROUP_SIZES:
-            return f"group size {problem.group_size} is not 64, 128 or a whole column"
-        return None
+        return unsupported_shape(problem.N, problem.K, problem.group_size)
 
     def format(self, problem: Problem) -> Format:
         """4-bit codes with FP16 scales."""
@@ -161,7 +174,7 @@ class MarlinHopper(Backend):
 
     def pack(self, weights: QuantizedWeights) -> Packed:
         """The kernel's blobs and the factor of each output column."""
-        packed = pack(weights)
+        packed = _pack_and_wait(weights)
         return Packed(
             {"packed": packed.packed, "column_factors": packed.column_factors},
             extra={
@@ -215,3 +228,45 @@ class MarlinHopperBf16(MarlinHopper):
     activation_dtype: ClassVar[Dtype] = "bf16"
     output_dtype: ClassVar[Dtype] = "bf16"
     dtype = torch.bfloat16
+
+
+class HopperLinearKernel:
+    """The kernel as `marlin_bench.linear` drives it: tensors in a fixed order, allocation of outputs and workspace."""
+
+    name = KERNEL
+
+    def unsupported(self, weights: QuantizedWeights) -> str | None:
+        """One sentence why these weights have no packed form, or None."""
+        if weights.mask is not None:
+            return "2:4-pruned weights have a kernel of their own"
+        return unsupported_shape(weights.N, weights.K, weights.group_size)
+
+    def pack(self, weights: QuantizedWeights, dtype: torch.dtype) -> list[Tensor]:
+        """[packed blocks, column factors]: the same for FP16 and BF16 activations."""
+        packed = _pack_and_wait(weights)
+        return [packed.packed, packed.column_factors]
+
+    def multiply(
+        self, activations: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, group_size: int | None
+    ) -> Tensor:
+        """activations[M,K] @ W (+ bias) with tensors from `pack`; each call has a workspace of its own."""
+        M, K = activations.shape
+        packed, column_factors = tensors
+        N = column_factors.numel()
+        output = torch.empty(M, N, dtype=activations.dtype, device=activations.device)
+        if M == 0:
+            return output
+        if activations.data_ptr() % _ALIGNMENT:
+            activations = activations.clone()
+        zero_points = packed.shape[-1] != block_bytes(group_size, zero_points=False)
+        weights = HopperWeights(packed, column_factors, K, N, group_size, zero_points)
+        sm_count = torch.cuda.get_device_properties(activations.device).multi_processor_count
+        kind = WeightKind(group_size, zero_points, activations.dtype is torch.bfloat16)
+        plan = choose(M, N, K, sm_count, kind)
+        # Not dependent: what the stream holds before this call is not known here, it may be writing these weights.
+        workspace = Workspace(activations.device)
+        HopperProduct(weights, activations, output, plan, workspace, bias=bias, dependent=False)()
+        return output
+
+
+LINEAR_KERNEL = HopperLinearKernel()
