@@ -121,7 +121,7 @@ def _zero_nibbles(device: torch.device) -> Tensor:
 
 
 def pack_zeros(zeros: Tensor) -> Tensor:
-    """uint8 [groups, N], 0..15 → int32 [groups, N/64, 8]: a word a lane group, product b at nibble 4 (b % 2) + b / 2."""
+    """uint8 [groups, N] → int32 [groups, N/64, 8]: a word a lane group, product b at nibble 4 (b % 2) + b / 2."""
     dealt = pack_scales(zeros).long()
     words = (dealt << _zero_nibbles(zeros.device)).sum(dim=-1)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
