@@ -632,3 +632,30 @@ def test_every_kind_of_rule_reads_as_a_sentence():
 def test_the_roofs_that_ideals_stand_on_are_the_runs_own(h200):
     assert h200.meta.ceilings == H200_CEILINGS
     assert h200.meta.origin is Origin.MEASURED
+
+
+def test_a_run_of_another_version_of_the_suite_is_judged_with_a_note(tmp_path):
+    records = [make_record(backend, M, 1e-5) for backend in ("cublas_fp16", "marlin") for M in (1, 16)]
+    made, asked = RunSpec(records).write(tmp_path), suite()
+    assert "another version of suite h200" in judge(case(made, rule("right"), suite=asked)).notes[0]
+    same = made.__class__(made.folder, made.meta.model_copy(update={"suite_digest": asked.digest}), made.records)
+    assert judge(case(same, rule("right"), suite=asked)).notes == []
+
+
+def test_missing_records_are_counted(tmp_path):
+    made = RunSpec([make_record("cublas_fp16", 1, 1e-5)]).write(tmp_path)
+    assert "and 2 more, and the run" in judge(case(made, rule("right"), suite=suite())).by_severity[0].reason
+    nearly = [make_record("cublas_fp16", M, 1e-5) for M in (1, 16)] + [make_record("marlin", 1, 1e-5)]
+    report = judge(case(RunSpec(nearly, name="nearly").write(tmp_path), rule("right"), suite=suite()))
+    assert " more" not in report.by_severity[0].reason
+
+
+def test_bounds_are_judged_under_the_headline_timer_or_the_only_one_there_is(tmp_path):
+    def cell(timer, time):
+        return [make_record("cublas_fp16", 1, 3e-5, timer=timer), make_record("marlin", 1, time, timer=timer)]
+
+    asked = rule("absolute", select={"backend": "marlin"}, at_least=0.1, ideal=3.87)
+    both = judge(case(RunSpec([*cell("cold", 2e-5), *cell("kernel", 1e-5)]).write(tmp_path), asked))
+    assert [round(verdict.value * 3.87, 1) for verdict in both.verdicts] == [3.0]
+    only = judge(case(RunSpec(cell("host", 2e-5), name="host").write(tmp_path), asked))
+    assert [round(verdict.value * 3.87, 1) for verdict in only.verdicts] == [1.5]
