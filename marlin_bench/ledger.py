@@ -93,6 +93,11 @@ def measured_intensity(profile: Profile) -> float:
     return flop / (profile.dram_read + profile.dram_write)
 
 
+def measured_intensities(path: Path) -> dict[str, float]:
+    """Flop per byte that really crossed the bus, by record id, of the profiles in a file."""
+    return {profile.record_id: measured_intensity(profile) for profile in read_profiles(path)}
+
+
 def write_profiles(profiles: Sequence[Profile], path: Path) -> None:
     """One JSON object a line, replacing the file; LedgerError when it cannot be written."""
     try:

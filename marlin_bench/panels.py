@@ -7,7 +7,7 @@ band beside the tensor roof spans the clocks of the panel's records.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -59,7 +59,7 @@ class ComputeRoof:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place on the roofline with what it stands for: a crossover, or a record that cannot be true."""
+    """A place on the roofline: a crossover, a record that cannot be true, a product over other bytes."""
 
     backend: str
     M: float
@@ -82,7 +82,7 @@ class RooflinePanel:
 
     `knees` are the M at which a perfect kernel of each weight format leaves the memory roof; `crossovers` lie on the
     curve of their backend where the baseline overtakes it; `impossible` are records whose time beat physics, on the
-    roof at their intensity, because no sample of theirs is kept.
+    roof at their intensity, because no sample of theirs is kept; `profiled` are points at the bytes a profiler counted.
     """
 
     title: str
@@ -97,6 +97,7 @@ class RooflinePanel:
     knees: tuple[tuple[str, float], ...] = ()
     crossovers: tuple[Mark, ...] = ()
     impossible: tuple[Mark, ...] = ()
+    profiled: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,19 +166,18 @@ def _clock_of_fastest(rows: Sequence[Row]) -> float | None:
 def _compute_roofs(rows: Sequence[Row], roofs: Roofs) -> tuple[ComputeRoof, ...]:
     clocks = [row.sm_clock_hz for row in rows if row.sm_clock_hz is not None]
     held = _clock_of_fastest(rows)
-    kinds: dict[tuple[str, bool], tuple[Format, str]] = {}
+    kinds: dict[tuple[str, bool], Format] = {}
     for row in rows:
-        fmt, dtype = row.record.weight_format, row.record.activation_dtype
-        kinds.setdefault((dtype, fmt.is_sparse), (fmt if fmt.is_sparse else FP16, dtype))
+        fmt = row.record.weight_format
+        kinds.setdefault((row.record.activation_dtype, fmt.is_sparse), fmt if fmt.is_sparse else FP16)
     found: dict[float, ComputeRoof] = {}
-    for (dtype, sparse), (fmt, activation) in kinds.items():
-        rate = roofs.at_clock(held).compute_rate(fmt, activation)
+    for (dtype, sparse), fmt in kinds.items():
+        rate = roofs.at_clock(held).compute_rate(fmt, dtype)
         if rate is None or rate in found:  # fp16 and bf16 tensor cores are one roof
             continue
-        at_clocks = [roofs.at_clock(clock).compute_rate(fmt, activation) or rate for clock in clocks] or [rate]
-        name = f"{dtype} 2:4" if sparse else dtype
+        at_clocks = [roofs.at_clock(clock).compute_rate(fmt, dtype) or rate for clock in clocks] or [rate]
         clock = held if held is not None else roofs.sm_clock_hz
-        found[rate] = ComputeRoof(name, rate, min(at_clocks), max(at_clocks), clock)
+        found[rate] = ComputeRoof(f"{dtype} 2:4" if sparse else dtype, rate, min(at_clocks), max(at_clocks), clock)
     return tuple(found.values())
 
 
@@ -258,23 +258,25 @@ def _impossible(rows: Sequence[Row], roofs: Roofs | None) -> tuple[Mark, ...]:
     return tuple(marks)
 
 
-def roofline_panels(rows: Sequence[Row], roofs: Roofs | None) -> list[RooflinePanel]:
-    """One panel a layer and group size that has points."""
+def roofline_panels(
+    rows: Sequence[Row], roofs: Roofs | None, profiled: Mapping[str, float] | None = None
+) -> list[RooflinePanel]:
+    """One panel a layer and group size that has points; `profiled` holds measured flop per byte by record id."""
     drawn = [row for row in rows if row.time is not None or row.record.status is Status.IMPOSSIBLE]
     gathered = [panel for panel in _panels(drawn) if any(row.time is not None for one in panel for row in one.points)]
     several = _several_groups(gathered) if gathered else False
-    return [_roofline_panel(panel, roofs, with_group=several) for panel in gathered]
+    return [_roofline_panel(panel, roofs, profiled or {}, with_group=several) for panel in gathered]
 
 
-def _roofline_panel(panel: Sequence[Curve], roofs: Roofs | None, *, with_group: bool) -> RooflinePanel:
+def _roofline_panel(
+    panel: Sequence[Curve], roofs: Roofs | None, profiled: Mapping[str, float], *, with_group: bool
+) -> RooflinePanel:
     everything = [row for curve in panel for row in curve.points]
     members = [row for row in everything if row.time is not None]
     compute = () if roofs is None else _compute_roofs(members, roofs)
     dense = [roof for roof in compute if not roof.name.endswith("2:4")]
     knee = None if roofs is None or not dense else max(roof.rate for roof in dense) / roofs.memory
-    series = (
-        _series(curve, (point for row in curve.points if (point := _flops_point(row)) is not None)) for curve in panel
-    )
+    points = ((curve, [point for row in curve.points if (point := _flops_point(row)) is not None]) for curve in panel)
     return RooflinePanel(
         title=_title(panel[0], with_group=with_group),
         memory=None if roofs is None else roofs.memory,
@@ -282,12 +284,17 @@ def _roofline_panel(panel: Sequence[Curve], roofs: Roofs | None, *, with_group: 
         l2=None if roofs is None else roofs.l2,
         compute=compute,
         knee=knee,
-        series=tuple(one for one in series if one.points),
+        series=tuple(_series(curve, found) for curve, found in points if found),
         twins=_twins(panel),
         launch=None if roofs is None else _launch_floor(members, roofs),
         knees=() if roofs is None else _knees(members, roofs),
         crossovers=_crossovers(panel),
         impossible=_impossible(everything, roofs),
+        profiled=tuple(
+            Mark(row.record.backend, row.record.M, profiled[row.record.id], row.achieved_flops)
+            for row in members
+            if row.record.id in profiled and row.achieved_flops is not None
+        ),
     )
 
 

@@ -324,7 +324,7 @@ def test_the_name_of_a_plot_chooses_its_kind(run_cli, results, tmp_path, output,
 
 def test_a_plotted_backend_brings_its_baseline_as_twin(run_cli, results, monkeypatch):
     seen = []
-    monkeypatch.setattr("marlin_bench.panels.roofline_panels", lambda rows, roofs: seen.extend(rows) or [])
+    monkeypatch.setattr("marlin_bench.panels.roofline_panels", lambda rows, *_: seen.extend(rows) or [])
     run_cli("plot", "roofline", "--backend", "marlin", "--layer", "square_8k")
     assert {row.record.backend for row in seen} == {"marlin", "cublas_fp16"}
     assert {row.record.layer for row in seen} == {"square_8k"}

@@ -232,3 +232,13 @@ def test_the_legend_stays_on_the_page(made):
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1
+
+
+def test_a_profiled_product_is_marked_over_the_bytes_that_were_counted(made):
+    row = next(row for row in made if (row.record.layer, row.record.backend, row.record.M) == ("mlp_up", "marlin", 16))
+    chosen = [other for other in made if other.record.layer == "mlp_up"]
+    (panel,) = roofline_panels(chosen, ROOFS, {row.record.id: 40.0})
+    (mark,) = panel.profiled
+    assert (mark.backend, mark.M, mark.x, mark.y) == ("marlin", 16, 40.0, row.achieved_flops)
+    assert "over the bytes a profiler counted" in texts(roofline.draw([panel], "H200"))
+    assert "profiler" not in texts(roofline.draw(roofline_panels(chosen, ROOFS), "H200"))

@@ -42,18 +42,25 @@ def roofline(
     backend: options.Backends = None,
     batch: options.Batches = None,
     datasheet: Datasheet = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", metavar="FILE", help="Mark products over the bytes that `profile` counted, too."),
+    ] = None,
     results: options.Results = None,
 ) -> None:
     """Draw what each product reached against what the machine allows, FP16 and 4-bit twins joined.
 
     Example: marlin-bench plot roofline --layer 72k_x_18k -o roofline.svg
     """
+    from marlin_bench.ledger import measured_intensities
     from marlin_bench.panels import roofline_panels
     from marlin_bench.plots.roofline import draw
 
     found = _open(run, only, layer, backend, batch, results, datasheet=datasheet)
     source = "datasheet roofs" if datasheet else "measured roofs"
-    _save(found, "roofline", output, lambda: draw(roofline_panels(found.rows, found.roofs), _title(found, source)))
+    seen = {} if profile is None else measured_intensities(profile)
+    panels = roofline_panels(found.rows, found.roofs, seen)
+    _save(found, "roofline", output, lambda: draw(panels, _title(found, source)))
 
 
 @app.command("speedup")

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from marlin_bench.panels import ComputeRoof, LaunchFloor, Mark, Point, RooflinePanel, Series
-from marlin_bench.plots.canvas import ABOVE, DOUBTFUL, IMPOSSIBLE, settle, shared_legend, small_multiples, themed
+from marlin_bench.plots.canvas import (
+    ABOVE,
+    DOUBTFUL,
+    IMPOSSIBLE,
+    PROFILED,
+    settle,
+    shared_legend,
+    small_multiples,
+    themed,
+)
 from marlin_bench.plots.theme import BAND, FAINT, FONT_SIZE, INK, MUTED, Look, looks
 from marlin_bench.units import format_bandwidth, format_clock, format_flops, format_time
 
@@ -38,6 +47,7 @@ def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
                 _points(ax, series, styles[series.backend])
             _crossovers(ax, panel.crossovers, styles)
             _impossible(ax, panel.impossible, styles)
+            _profiled(ax, panel.profiled, styles)
             _label_batches(ax, panel, styles, apart=1.7 if detailed else 3.5)
             ax.set_title(panel.title)
         shared_legend(figure, axes)
@@ -269,6 +279,16 @@ def _impossible(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look]) -> Non
         ax.plot(
             [mark.x], [mark.y / _TERA], "x", color=colour, markersize=9, markeredgewidth=2, label=IMPOSSIBLE, zorder=5
         )
+
+
+def _profiled(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look]) -> None:
+    """The same product over the bytes that a profiler saw cross the memory bus, not over those that must."""
+    for mark in marks:
+        look = styles[mark.backend]
+        ax.plot(
+            [mark.x], [mark.y / _TERA], look.marker, color=look.colour, markerfacecolor="none", markersize=8, zorder=4,
+            label=PROFILED,
+        )  # fmt: skip
 
 
 def ring_flagged(ax: Axes, places: Sequence[tuple[float, float]]) -> None:
