@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from marlin_bench import marlin_config
+from marlin_bench import marlin_config, marlin_hopper_choice
 from marlin_bench.cuda_source import BuildError, compile_cubin, kernels_folder
 
 SHARED_BYTES_PER_BLOCK = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90a": 227 * 1024}
@@ -63,6 +63,15 @@ def _marlin(arch: str) -> Iterator[KernelBuild]:
             yield KernelBuild("marlin", f"{tile} {label}", arch, build.defines, build.shared_bytes)
 
 
+def _marlin_hopper(arch: str) -> Iterator[KernelBuild]:
+    """Every build that the measured table can lead to, and the rule's for other kinds of weights."""
+    for tiling, kind in marlin_hopper_choice.reachable_builds():
+        label = "bf16" if kind.bf16 else "fp16"
+        label += f" g{kind.group_size or 'K'}" + (" zp" if kind.zero_points else "")
+        name = f"{tiling.name} {label}"
+        yield KernelBuild("marlin_hopper", name, arch, tiling.defines(kind), tiling.shared_bytes(kind))
+
+
 def _single(source: str) -> Callable[[str], Iterator[KernelBuild]]:
     """A kernel with one build and no macros."""
 
@@ -76,6 +85,7 @@ _ENTRIES: tuple[tuple[Callable[[str], Iterable[KernelBuild]], tuple[str, ...]], 
     # builds of a kernel on an architecture, and the architectures it is built for
     (_single("naive_w4a16"), ("sm_80", "sm_90a")),
     (_marlin, ("sm_80", "sm_86", "sm_89", "sm_90a")),
+    (_marlin_hopper, ("sm_90a",)),
 )
 
 
