@@ -217,7 +217,7 @@ const COLUMNS = [
   ["grade", "grade", (v) => v ?? "–"],
   ["bandwidth", "bandwidth", (v) => scaled(v, "B/s"), "n"], ["flops", "rate", (v) => scaled(v, "FLOP/s"), "n"],
   ["clock_hz", "clock", (v) => (v === null ? "–" : `${(v / 1e6).toFixed(0)} MHz`), "n"],
-  ["power_w", "power", (v) => (v === null ? "–" : `${v.toFixed(0)} W`), "n"],
+  ["power_w", "cell power", (v) => (v === null ? "–" : `${v.toFixed(0)} W`), "n"],
   ["K", "K", String, "n"], ["N", "N", String, "n"], ["g", "g", (v) => (v === null ? "K" : String(v)), "n"],
   ["status", "status", String], ["notes", "notes", String],
 ];
@@ -247,6 +247,7 @@ function toggleDetail(line, row) {
   const grade = row[COLUMN.grade];
   cell.append(element("div", {}, grade === null ? "Not graded." : `Grade ${grade}${reasons.length ? `: ${reasons.join("; ")}` : ": every rule holds"}.`));
   cell.append(element("div", {}, `record ${row[COLUMN.id]}, timer ${row[COLUMN.timer]}${row[COLUMN.baseline] === null ? "" : `, compared with ${row[COLUMN.baseline]}`}`));
+  if (row[COLUMN.notes]) cell.append(element("div", {}, row[COLUMN.notes]));
   if (row[COLUMN.command]) cell.append(element("code", {}, row[COLUMN.command]));
   const detail = element("tr", { class: "detail" });
   detail.append(cell);
