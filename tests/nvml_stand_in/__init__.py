@@ -1,6 +1,7 @@
 """A libnvidia-ml.so.1 of our own for the real pynvml: built once, loaded by processes through LD_LIBRARY_PATH."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,6 +102,11 @@ class StandIn:
         return HoldingProcess(self, policy, body, request)
 
 
+def _restore_signals():
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class HoldingProcess:
     """tests/nvml_stand_in/holder.py, and the line it prints once it holds (or has given up)."""
 
@@ -116,6 +122,8 @@ class HoldingProcess:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # a test run started in the background ignores SIGINT, SIGQUIT and SIGHUP, and so would its children
+            preexec_fn=_restore_signals,
         )
         self.said = self.process.stdout.readline()
         self.state = json.loads(self.said) if self.said.startswith("{") else None
