@@ -123,7 +123,7 @@ class HoldingProcess:
             text=True,
             start_new_session=True,
             # a test run started in the background ignores SIGINT, SIGQUIT and SIGHUP, and so would its children
-            preexec_fn=_restore_signals,
+            preexec_fn=_restore_signals,  # noqa: PLW1509  started from the main thread, which holds no lock then
         )
         self.said = self.process.stdout.readline()
         self.state = json.loads(self.said) if self.said.startswith("{") else None
