@@ -28,6 +28,8 @@ _BUILT_IN: dict[str, str] = {
     "marlin_bf16": "marlin:MarlinBf16",
     "marlin_hopper": "marlin_hopper:MarlinHopper",
     "marlin_hopper_bf16": "marlin_hopper:MarlinHopperBf16",
+    "marlin_sparse": "marlin_sparse:MarlinSparse",
+    "marlin_sparse_bf16": "marlin_sparse:MarlinSparseBf16",
     "dense_fp32": "cpu:DenseFp32",
     "dense_bf16": "cpu:DenseBf16",
     "tinygemm_cpu": "cpu:TinygemmCpu",
