@@ -13,6 +13,7 @@ from marlin_bench.problem import FP16_2OF4, Format, Problem
 from marlin_bench.quantize import QuantizedWeights
 
 _ROWS = 8  # cuSPARSELt wants a multiple of 8 dense rows for 16-bit types
+_FIRST_ALGORITHM = 0
 _MULTIPLE = 16  # and of 16 on both sides of the sparse matrix
 
 
@@ -28,8 +29,14 @@ def compress(weights: Tensor) -> Tensor:
 
 
 def search(compressed: Tensor, activations: Tensor) -> int:
-    """The number of the algorithm that cuSPARSELt's own search finds fastest for these operands."""
-    return int(torch._cslt_sparse_mm_search(compressed, activations.t(), transpose_result=True))
+    """The number of the algorithm that cuSPARSELt's own search finds fastest for these operands.
+
+    Its first algorithm where the search fails: on an H200 with torch 2.11 it ended in an internal error.
+    """
+    try:
+        return int(torch._cslt_sparse_mm_search(compressed, activations.t(), transpose_result=True))
+    except RuntimeError:
+        return _FIRST_ALGORITHM
 
 
 def multiply(compressed: Tensor, activations: Tensor, algorithm: int) -> Tensor:
