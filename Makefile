@@ -14,7 +14,8 @@ bench: $(VENV)/installed  ## measure suites/cpu.yaml on this machine's CPU and d
 	$(BIN)/marlin-bench plot speedup
 
 test: $(VENV)/installed-dev  ## all tests that need no GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/benchmarks
+	$(BIN)/python -m pytest tests/benchmarks  # timings want the machine for themselves
 
 lint: $(VENV)/installed-dev  ## style, types, import contracts
 	$(BIN)/ruff check .
