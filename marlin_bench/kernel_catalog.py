@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from marlin_bench import marlin_config, marlin_hopper_choice
+from marlin_bench import marlin_config, marlin_hopper_choice, marlin_sparse_config
 from marlin_bench.cuda_source import BuildError, compile_cubin, kernels_folder
 
 SHARED_BYTES_PER_BLOCK = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90a": 227 * 1024}
@@ -72,6 +72,21 @@ def _marlin_hopper(arch: str) -> Iterator[KernelBuild]:
         yield KernelBuild("marlin_hopper", name, arch, tiling.defines(kind), tiling.shared_bytes(kind))
 
 
+def _marlin_sparse(arch: str) -> Iterator[KernelBuild]:
+    """Every tile with plain operands, and in BF16 where registers are scarcest."""
+    plain = marlin_config.Operands()
+    heavy = marlin_config.Operands(group_size=64, bf16=True)
+    for tile in marlin_sparse_config.TILES:
+        for label, operands in (("fp16 g128", plain), ("bf16 g64", heavy)):
+            if arch != "sm_90a" and (operands is heavy or tile.tall):
+                continue
+            try:
+                build = marlin_sparse_config.build_for(tile, operands, SHARED_BYTES_PER_BLOCK[arch])
+            except marlin_config.ConfigError:
+                continue
+            yield KernelBuild("marlin_sparse", f"{tile} {label}", arch, build.defines, build.shared_bytes)
+
+
 def _single(source: str) -> Callable[[str], Iterator[KernelBuild]]:
     """A kernel with one build and no macros."""
 
@@ -86,6 +101,8 @@ _ENTRIES: tuple[tuple[Callable[[str], Iterable[KernelBuild]], tuple[str, ...]], 
     (_single("naive_w4a16"), ("sm_80", "sm_90a")),
     (_marlin, ("sm_80", "sm_86", "sm_89", "sm_90a")),
     (_marlin_hopper, ("sm_90a",)),
+    (_marlin_sparse, ("sm_80", "sm_86", "sm_89", "sm_90a")),
+    (_single("sparse_ceiling"), ("sm_80", "sm_90a")),
 )
 
 
