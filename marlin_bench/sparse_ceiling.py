@@ -1,4 +1,7 @@
-"""The measured roof of sparse tensor cores: the best of cuSPARSELt products and a loop of bare mma.sp products.
+"""The measured roof of sparse tensor cores: a loop of bare mma.sp products, the best of several grids.
+
+It is the roof of kernels that use `mma.sp`; a warpgroup's sparse products may go higher. cuSPARSELt is not asked: on an
+H200 with torch 2.11 it ends in an illegal instruction.
 
 Values are dense-equivalent flop/s: a 2:4 product of M, N, K counts 2·M·N·K though half of it is carried out.
 """
@@ -15,7 +18,6 @@ from marlin_bench.record import Ceiling
 Stopwatch = Callable[[Callable[[], None], int], tuple[float, float | None]]
 """Times an enqueued action so many times: (median seconds, SM clock in hertz or None)."""
 
-_SHAPES = ((8192, 8192, 8192), (4096, 16384, 8192))
 _PRODUCTS = 10
 _LOOP_CTAS = (1, 2, 4)
 _LOOP_REPEATS = 20_000
@@ -28,8 +30,7 @@ def measure_sparse_tensor(seconds: Stopwatch, sm_count: int) -> Ceiling | None:
     """The `sparse_tensor` ceiling of the CUDA device in hand; None before sm_80, which has no sparse tensor cores."""
     if torch.cuda.get_device_capability() < (8, 0):
         return None
-    found = [*_loops(seconds, sm_count), *_library_products(seconds)]
-    return max(found, key=lambda ceiling: ceiling.value)
+    return max(_loops(seconds, sm_count), key=lambda ceiling: ceiling.value)
 
 
 def _ceiling(flop: float, timed: tuple[float, float | None], detail: str) -> Ceiling:
@@ -56,30 +57,4 @@ def _loops(seconds: Stopwatch, sm_count: int) -> list[Ceiling]:
     for ctas in _LOOP_CTAS:
         flop = _LOOP_FLOP * _LOOP_PRODUCTS * _LOOP_REPEATS * (ctas * sm_count * _LOOP_THREADS / 32)
         found.append(_ceiling(flop, seconds(partial(loop, ctas), _PRODUCTS), f"mma.sp loop, {ctas} CTAs an SM"))
-    return found
-
-
-def _library_products(seconds: Stopwatch) -> list[Ceiling]:
-    """cuSPARSELt FP16 products, each with the algorithm that its own search likes best; none where torch lacks it."""
-    from marlin_bench.backends.cusparselt import compress, is_available, multiply, search
-    from marlin_bench.pruning import largest_two_of_four
-
-    if not is_available():
-        return []
-    found = []
-    for M, N, K in _SHAPES:
-        weights = torch.randn(K, N, dtype=torch.float16, device="cuda") * K**-0.5
-        weights.masked_fill_(~largest_two_of_four(weights.abs()), 0)
-        compressed = compress(weights)
-        activations = torch.randn(M, K, dtype=torch.float16, device="cuda")
-        algorithm = search(compressed, activations)
-
-        def product(compressed: torch.Tensor, activations: torch.Tensor, algorithm: int) -> None:
-            multiply(compressed, activations, algorithm)
-
-        try:
-            timed = seconds(partial(product, compressed, activations, algorithm), _PRODUCTS)
-        except RuntimeError:  # a product that the library cannot do is no roof; the loops still are
-            continue
-        found.append(_ceiling(2 * M * N * K, timed, f"cuSPARSELt {M}x{N}x{K}, algorithm {algorithm}"))
     return found
