@@ -20,6 +20,7 @@ from marlin_bench.marlin_hopper_config import Schedule, Stripes, Tiling, WeightK
 TABLE = Path(__file__).with_name("marlin_hopper_table.json")
 DEFAULT_RASTER = 8
 _WIDEST_BF16_TILE = 96
+_NARROWEST_REPEATED = 64  # narrower tiles would read the weights too often
 BATCH_TILES = (8, 16, 24, 32, 48, 64, 96, 128)
 _PLAN = re.compile(r"(?P<tiling>[^:]+)(?::raster=(?P<raster>\d+))?(?::ctas=(?P<ctas>\d+))?(?::(?P<stripes>rest|none))?")
 
@@ -103,15 +104,19 @@ def _measured(M: int, N: int, K: int) -> Plan | None:
     if at == len(sizes):
         at -= 1
     plan = Plan.parse(plans[at])
-    least = smallest_batch_tile(M)
-    if least < plan.tiling.batch_tile:
-        plan = replace(plan, tiling=replace(plan.tiling, batch_tile=least))
-    return plan
+    tile = tightest_batch_tile(M, plan.tiling.batch_tile)
+    return replace(plan, tiling=replace(plan.tiling, batch_tile=tile))
 
 
 def smallest_batch_tile(M: int) -> int:
     """The narrowest batch tile that holds M rows, the widest one beyond."""
     return next((tile for tile in BATCH_TILES if tile >= M), BATCH_TILES[-1])
+
+
+def tightest_batch_tile(M: int, widest: int) -> int:
+    """The batch tile up to `widest` that pads M least; of two such the wider, and below 64 only where one tile does."""
+    fitting = [tile for tile in BATCH_TILES if tile <= widest and (tile >= M or tile > _NARROWEST_REPEATED)]
+    return min(fitting or [widest], key=lambda tile: (-(-M // tile) * tile, -tile))
 
 
 def _bf16_tiling(batch_tile: int) -> Tiling:
@@ -120,20 +125,67 @@ def _bf16_tiling(batch_tile: int) -> Tiling:
     return Tiling(batch_tile, blocks=1 if batch_tile > 48 else 2, scale_accumulators=True, reallocate=batch_tile >= 32)
 
 
-def rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
-    """A plan without measurements.
+_HALF_STRIPS = {  # a cluster of two splits K of 64 columns
+    8: "b8_w2k2_m1_t2_c2_pair_early",
+    16: "b16_w2k2_m1_t2_p4_c2_acc_pair_early",
+    24: "b24_w2k2_m1_t2_c2_early",
+    32: "b32_w2k2_m1_t2_c2_early",
+    48: "b48_w2k2_m1_t2_c2_early_regs",
+    64: "b64_w2k2_m1_t2_c2_early_regs",
+}
+_STRIPS = {  # a cluster of two splits K of 128 columns
+    8: "b8_w2k2_m2_t2_c2_acc_pair_early",
+    16: "b16_w2_m1_t2_p4_c2_acc_pair_early",
+    24: "b24_w2k2_m2_t2_p4_c2_early",
+    32: "b32_w2k2_m2_t2_p4_c2_early",
+    48: "b48_w2_m1_t2_p4_c2_early_regs",
+    64: "b64_w2_m1_t2_p4_c2_early_regs",
+    96: "b96_w2_m1_t1_c2_early_regs",
+    128: "b128_w2_m1_t1_c2_early_regs",
+}
+_STRIPED = {  # 256 columns striped over all SMs
+    8: "b8_w2_m2_t2_p4_acc_early_regs",
+    16: "b16_w2_m2_t2_p4_acc_early",
+    24: "b24_w2_m2_t2_p4_regs",
+    32: "b32_w2_m2_t2_p4_regs",
+    48: "b48_w2_m2_t2_p4_regs",
+    64: "b64_w2_m2_t2_p4_regs",
+}
+_SHORTEST_SPLIT_TILES = 8  # K tiles below which a split of K does not pay
 
-    Few tiles: a cluster of two splits K. Small batches: striped tiles of 256 columns with scales on the sums. Large
-    ones: 256 x 128 tiles, whole where they divide among the SMs, else striped.
+
+def _default_rule(M: int, N: int, K: int, sm_count: int) -> Plan:
+    """The rule for FP16 in groups of 128: what the measured layers nearest in shape take.
+
+    Layers with so few columns that clusters of two cover the device at once split K; others stripe tiles of 256
+    columns; large batches take tiles of 256 x 128, whole where they divide among the SMs.
     """
-    batch_tile = smallest_batch_tile(M)
+    tile = tightest_batch_tile(M, BATCH_TILES[-1])
+    splits = K // TILE_K >= _SHORTEST_SPLIT_TILES
+    for tilings, columns in ((_HALF_STRIPS, 64), (_STRIPS, 128)):
+        if splits and tile in tilings and -(-N // columns) * -(-M // tile) * 2 <= sm_count:
+            return Plan(Tiling.parse(tilings[tile]))
+    if tile in _STRIPED:
+        return Plan(Tiling.parse(_STRIPED[tile]))
+    wide_tiles = -(-N // 256) * -(-M // tile)
+    blocks = 1 if wide_tiles * 4 < sm_count * 3 else 2
+    stage_tiles = 2 if blocks == 2 and tile == BATCH_TILES[-1] else 1
+    tiling = Tiling(tile, blocks=blocks, stage_tiles=stage_tiles, early_trigger=True, reallocate=True)
+    tiles = -(-N // tiling.tile_columns) * -(-M // tile)
+    even = next((ctas for ctas in range(sm_count, sm_count * 15 // 16, -1) if tiles % ctas == 0), None)
+    if even is None:
+        return Plan(tiling)
+    return Plan(tiling, ctas=even, stripes=Stripes.NONE)
+
+
+def _careful_rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
+    """The rule for all other kinds of weights: tilings that leave registers for what they need more."""
+    batch_tile = tightest_batch_tile(M, BATCH_TILES[-1])
     if kind.bf16 and kind.group_size is not None:
         return Plan(_bf16_tiling(batch_tile))
-    columns = -(-N // 128)
-    units = K // TILE_K
-    if batch_tile <= 64 and columns * 2 <= sm_count and units >= 16:
-        tiling = Tiling(batch_tile, warpgroups=2, cluster=2, scale_accumulators=batch_tile <= 32)
-        return Plan(tiling)
+    strip_pairs = 2 * -(-N // 128)
+    if batch_tile <= 64 and strip_pairs <= sm_count and K // TILE_K >= _SHORTEST_SPLIT_TILES:
+        return Plan(Tiling(batch_tile, cluster=2, scale_accumulators=batch_tile <= 32))
     if batch_tile <= 32:
         # Groups of 64 add scales twice as often: with two K tiles unrolled the loop spills.
         stage_tiles = 1 if kind.group_size == 64 else 2
@@ -142,6 +194,15 @@ def rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
         return Plan(Tiling(batch_tile, blocks=2, stage_tiles=2, reallocate=True))
     narrow = -(-N // 256) * -(-M // batch_tile) * 4 < sm_count * 3
     return Plan(Tiling(batch_tile, blocks=1 if narrow else 2, reallocate=True))
+
+
+def rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
+    """A plan without measurements of the layer."""
+    if kind == WeightKind():
+        plan = _default_rule(M, N, K, sm_count)
+        if fits(plan, K, kind):
+            return plan
+    return _careful_rule(M, N, K, sm_count, kind)
 
 
 def choose(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
@@ -160,6 +221,9 @@ def reachable_builds(sm_count: int = 132) -> list[tuple[Tiling, WeightKind]]:
     for N, K in _table(TABLE):
         for M in (*BATCH_TILES, beyond, 2 * beyond, 4 * beyond, 8 * beyond, 64 * beyond):
             builds[choose(M, N, K, sm_count, WeightKind()).tiling, WeightKind()] = None
+    for N, K in ((4096, 4096), (8192, 8192), (18432, 73728)):
+        for M in (*BATCH_TILES, beyond, 8 * beyond):
+            builds[rule(M, N, K, sm_count, WeightKind()).tiling, WeightKind()] = None
     for group_size, zero_points, bf16 in product((64, 128, None), (False, True), (False, True)):
         kind = WeightKind(group_size, zero_points, bf16)
         for M in (32, beyond):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marlin_bench.layouts.marlin_hopper import CODE_BYTES, HopperWeights, block_bytes, pack, unpack
-from marlin_bench.marlin_hopper_choice import Plan, choose, fits, rule, smallest_batch_tile
+from marlin_bench.marlin_hopper_choice import Plan, choose, fits, rule, smallest_batch_tile, tightest_batch_tile
 from marlin_bench.marlin_hopper_config import SHARED_BYTES_PER_CTA, Stripes, Tiling, WeightKind, schedule
 from marlin_bench.quantize import QuantizedWeights, quantize
 
@@ -166,6 +166,23 @@ def test_every_choice_covers_the_product_and_fits_the_device(M, N, K, group_size
 @pytest.mark.parametrize(("M", "tile"), [(1, 8), (8, 8), (9, 16), (32, 32), (33, 48), (65, 96), (129, 128)])
 def test_the_batch_tile_is_the_narrowest_that_holds_the_batch(M, tile):
     assert smallest_batch_tile(M) == tile
+
+
+@pytest.mark.parametrize(
+    ("M", "widest", "tile"),
+    [
+        (1, 128, 8),
+        (40, 128, 48),
+        (65, 64, 64),
+        (65, 128, 96),
+        (129, 128, 96),
+        (256, 128, 128),
+        (300, 128, 128),
+        (5, 64, 8),
+    ],
+)
+def test_a_ragged_batch_is_padded_as_little_as_the_tiles_allow(M, widest, tile):
+    assert tightest_batch_tile(M, widest) == tile
 
 
 def test_striped_tiles_give_every_team_the_same_work_within_one_unit():
