@@ -189,16 +189,31 @@ def find_runs(results: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: (folder.name, str(folder)))
 
 
-def newest_run(results: Path) -> Path | None:
-    """The newest *measured* run under `results`, or None; a published quotation is never the newest run."""
-    for folder in reversed(find_runs(results)):
+def _measured_runs(results: Path) -> list[tuple[Path, RunMeta]]:
+    """Readable runs that were measured, oldest first; a published quotation is none."""
+    found = []
+    for folder in find_runs(results):
         try:
             meta = read_meta(folder)
         except StoreError:
             continue
         if meta.origin == "measured":
-            return folder
-    return None
+            found.append((folder, meta))
+    return found
+
+
+def newest_run(results: Path, *, own_only: bool = False) -> Path | None:
+    """The newest *measured* run under `results`, or None; `own_only` leaves out those that ship with the package."""
+    shipped = published_folder().resolve()
+    found = [
+        folder for folder, _ in _measured_runs(results) if not (own_only and folder.resolve().is_relative_to(shipped))
+    ]
+    return found[-1] if found else None
+
+
+def fullest_run(results: Path) -> Path | None:
+    """The measured run with the most cells, the newest of those alike: what stands for a folder of published runs."""
+    return max(_measured_runs(results), key=lambda run: (run[1].cells, run[0].name), default=(None, None))[0]
 
 
 class RunWriter:

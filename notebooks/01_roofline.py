@@ -27,7 +27,7 @@ from marlin_bench.plots import paper, roofline, speedup
 from marlin_bench.problem import FP16, Problem, int4
 from marlin_bench.roofline import ideal_speedup, knee_batch, roofs_from_ceilings
 from marlin_bench.speedup import rows, without_companions
-from marlin_bench.store import newest_run, published_folder, read_run
+from marlin_bench.store import fullest_run, published_folder, read_run
 
 # %% [markdown]
 # ## What has to move
@@ -72,7 +72,7 @@ display(paper.draw_roofline(paper_roofline([], None), "Published: MARLIN on an A
 # should ask why, they are never cut off.
 
 # %%
-folder = newest_run(published_folder())
+folder = fullest_run(published_folder())
 if folder is None:
     print("no measured run ships with this version: `marlin-bench run smoke` makes one of your own")
 else:

@@ -23,9 +23,9 @@ from marlin_bench import paper
 from marlin_bench.plots import paper as plots
 from marlin_bench.roofline import roofs_from_ceilings
 from marlin_bench.speedup import rows, without_companions
-from marlin_bench.store import newest_run, published_folder, read_run
+from marlin_bench.store import fullest_run, published_folder, read_run
 
-folder = newest_run(published_folder())
+folder = fullest_run(published_folder())
 run = None if folder is None else read_run(folder)
 roofs = None if run is None else roofs_from_ceilings(run.meta.ceilings)
 timed = [] if run is None else [r for r in without_companions(rows(run.records, roofs)) if r.record.timer == "kernel"]

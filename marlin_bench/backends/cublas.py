@@ -56,15 +56,14 @@ class CublasFp16(Backend):
         return transposed.t()
 
     def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
-        """Time both layouts over the rotated sets."""
-        from marlin_bench.cuda_timer import quick_seconds
+        """Time both layouts over the rotated sets, each under load."""
+        from marlin_bench.cuda_timer import fastest
 
         operands = list(zip(packed, activations, outputs, strict=True))
-
-        def seconds(layout: str) -> float:
-            return quick_seconds([self.launch(*operand, {"layout": layout}) for operand in operands])
-
-        return {"layout": min((KN, NK), key=seconds)}
+        contestants = {
+            layout: [self.launch(*operand, {"layout": layout}) for operand in operands] for layout in (KN, NK)
+        }
+        return {"layout": fastest(contestants)}
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
         """One torch.mm into `output`."""

@@ -11,7 +11,16 @@ from marlin_bench.plan import Selection
 from marlin_bench.roofline import Roofs, roofs_from_ceilings
 from marlin_bench.selection import model_shapes_of, select
 from marlin_bench.speedup import Row, rows
-from marlin_bench.store import META_FILE, RECORDS_FILE, Run, find_runs, newest_run, published_folder, read_run
+from marlin_bench.store import (
+    META_FILE,
+    RECORDS_FILE,
+    Run,
+    find_runs,
+    fullest_run,
+    newest_run,
+    published_folder,
+    read_run,
+)
 
 
 class NoRunError(RuntimeError):
@@ -36,12 +45,12 @@ class SelectedRun:
 
 
 def find_run(argument: str | None, results: Path) -> Path:
-    """The folder of a run: as named by path or by a part of its name, else the newest under `results`, else published.
+    """The folder of a run: named by path or part of its name, else the newest of one's own, else the fullest published.
 
     NoRunError when there is none, or more than one of the name.
     """
     if argument is None:
-        found = newest_run(results) or newest_run(published_folder())
+        found = newest_run(results, own_only=True) or fullest_run(published_folder())
         if found is None:
             raise NoRunError(f"there is no run under {results}: measure one with `marlin-bench run smoke`")
         return found
