@@ -47,6 +47,8 @@ class ExportedRow:
     id: str
     origin: str
     flags: list[str]
+    energy_per_call_j: float | None
+    energy_per_token_j: float | None
 
 
 FIELDS = tuple(field.name for field in fields(ExportedRow))
@@ -83,6 +85,8 @@ def exported(row: Row) -> ExportedRow:
         id=record.id,
         origin=record.origin.value,
         flags=[flag.value for flag in row.flags],
+        energy_per_call_j=None if record.energy is None else record.energy.joules_a_call,
+        energy_per_token_j=None if record.energy is None else record.energy.joules_a_call / record.M,
     )
 
 

@@ -127,6 +127,11 @@ class EnergyUse(_Model):
     seconds: float
     power_w: float
 
+    @property
+    def joules_a_call(self) -> float:
+        """Mean energy of one launch."""
+        return self.power_w * self.seconds / self.calls
+
 
 class Published(_Model):
     """Where a quoted value comes from."""

@@ -9,7 +9,7 @@ import pytest
 from synthetic_run import H200_CEILINGS, h200_records, make_record, published_record
 
 from marlin_bench.export import FIELDS, ExportError, exported, to_csv, to_json, write
-from marlin_bench.record import Status
+from marlin_bench.record import EnergyUse, Status
 from marlin_bench.roofline import roofs_from_ceilings
 from marlin_bench.speedup import rows
 
@@ -18,6 +18,7 @@ PROMISED = [
     *("backend", "device", "layer", "M", "N", "K", "group_size", "format", "timer", "status"),
     *("time_s", "time_low_s", "time_high_s", "speedup", "ideal_speedup", "fraction_of_ideal"),
     *("achieved_flops", "achieved_bandwidth", "sm_clock_hz", "cycles", "id", "origin", "flags"),
+    *("energy_per_call_j", "energy_per_token_j"),
 ]
 
 
@@ -53,11 +54,18 @@ def test_what_was_not_measured_is_null_and_empty_in_csv(made):
     assert refused["status"] == "unsupported"
     assert {key for key, value in refused.items() if value is None} == {
         "time_s", "time_low_s", "time_high_s", "speedup", "ideal_speedup", "fraction_of_ideal", "achieved_flops",
-        "achieved_bandwidth", "sm_clock_hz", "cycles",
+        "achieved_bandwidth", "sm_clock_hz", "cycles", "energy_per_call_j", "energy_per_token_j",
     }  # fmt: skip
     line = list(csv.DictReader(io.StringIO(to_csv(made))))[-1]
     assert line["time_s"] == ""
     assert line["M"] == "128"
+
+
+def test_energy_is_that_of_a_call_and_of_a_token():
+    record = make_record("marlin", 16, 1e-5).model_copy(update={"energy": EnergyUse(calls=100, seconds=2, power_w=400)})
+    (row,) = rows([record], ROOFS)
+    assert exported(row).energy_per_call_j == pytest.approx(8.0)
+    assert exported(row).energy_per_token_j == pytest.approx(0.5)
 
 
 def test_bounds_that_nothing_bounds_are_null_not_infinite():
