@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# pytest-benchmark is off in parallel runs: what uses it, or times anything, runs by itself
+ALONE := tests/benchmarks tests/test_pytest_plugin.py
+
 .PHONY: bench test lint kernels wheel clean
 
 bench: $(VENV)/installed  ## measure suites/cpu.yaml on this machine's CPU and draw it
@@ -14,8 +17,8 @@ bench: $(VENV)/installed  ## measure suites/cpu.yaml on this machine's CPU and d
 	$(BIN)/marlin-bench plot speedup
 
 test: $(VENV)/installed-dev  ## all tests that need no GPU
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/benchmarks
-	$(BIN)/python -m pytest tests/benchmarks  # timings want the machine for themselves
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest $(ALONE)
 
 lint: $(VENV)/installed-dev  ## style, types, import contracts
 	$(BIN)/ruff check .
