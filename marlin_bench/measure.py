@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from marlin_bench.backends import load_backend
+from marlin_bench.backends import TWIN_SUFFIX, load_backend
 from marlin_bench.backends.protocol import Backend, Choice, Packed
 from marlin_bench.check import check_output, fault, poison
 from marlin_bench.machine import Machine, TelemetryWindow
@@ -322,6 +322,8 @@ class CellMeasurement:
         share = sampling.cell_seconds / max(1, len(entrants))
         spent = dict.fromkeys((entrant.name for entrant in entrants), 0.0)
         running = list(entrants)
+        if headline:
+            self._settle(timer, entrants)
         for index in range(self.job.first_block, self.job.first_block + most):
             order = list(running)
             self.random.shuffle(order)
@@ -338,6 +340,14 @@ class CellMeasurement:
         for entrant in entrants:
             entrant.converged[timer] = self._is_narrow(timer, entrant, entrants)
 
+    def _settle(self, timer: TimerName, entrants: list[Entrant]) -> None:
+        """The rotation of the blocks, untimed: a rested card starts at a clock that it cannot keep up."""
+        ends = time.monotonic() + self.job.sampling.settle_seconds
+        while time.monotonic() < ends and not self.job.finish():
+            for entrant in entrants:
+                self.emitter.phase(entrant.name, "settle")
+                entrant.stopwatches[timer].sample()
+
     def _still_needed(
         self, timer: TimerName, running: list[Entrant], spent: dict[str, float], enough: bool, share: float
     ) -> list[Entrant]:
@@ -351,15 +361,22 @@ class CellMeasurement:
 
         candidates = [entrant for entrant in candidates if goes_on(entrant)]
         if candidates:
-            return [entrant for entrant in running if entrant in candidates or entrant in baselines]
+            originals = {entrant.name.removesuffix(TWIN_SUFFIX) for entrant in candidates}
+            return [entrant for entrant in running if entrant.name in originals or entrant in candidates + baselines]
         return [entrant for entrant in baselines if goes_on(entrant)]
 
     def _is_baseline(self, entrant: Entrant) -> bool:
         return entrant.name in self.job.baselines
 
     def _is_narrow(self, timer: TimerName, entrant: Entrant, entrants: list[Entrant]) -> bool:
-        """Whether the interval of the paired ratio (of the time itself for a baseline) is narrow enough."""
+        """Whether the interval of the paired ratio (of the time itself for a baseline) is narrow enough.
+
+        A twin is there to be compared with its original, so that this is the ratio it stays for.
+        """
         baseline = next((other for other in entrants if self._is_baseline(other)), None)
+        if entrant.name.endswith(TWIN_SUFFIX):
+            original = entrant.name.removesuffix(TWIN_SUFFIX)
+            baseline = next((other for other in entrants if other.name == original), baseline)
         own = entrant.medians(timer)
         if len(own) < _LEAST_BLOCKS:
             return False

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from simulated import IMPOSTORS, SimulatedMachine
+from simulated import IMPOSTORS, SimulatedMachine, SimulatedStopwatch, SimulatedTimer
 
 from marlin_bench.measure import DISTINCT_SETS, Job, LayerCache, measure_cell, rotation_sets
 from marlin_bench.plan import Cell
@@ -28,11 +28,11 @@ class Collector:
         self.records.append(Record.model_validate(record.model_dump()))
 
 
-def measure(backends, M=5, machine=None, baselines=("sim_fp16",), **options):
+def measure(backends, M=5, machine=None, baselines=("sim_fp16",), collector=None, **options):
     sampling = Sampling(min_blocks=6, max_blocks=40, block_seconds=0.001, **options.pop("sampling", {}))
     cell = Cell("layer/g128/M5", "suite", "layer", M, 128, 256, 128, tuple(backends), 7, ("kernel",))
     job = Job(cell, tuple(backends), baselines, sampling, run="run", device="simulated", **options)
-    collector = Collector()
+    collector = collector or Collector()
     measure_cell(job, machine or SimulatedMachine(), LayerCache(), collector)
     return collector
 
@@ -112,6 +112,40 @@ def test_a_spent_budget_ends_a_cell_as_not_converged():
     )["sim_int4"]
     assert len(record.blocks) == 6
     assert record.converged is False
+
+
+class NoisyBaseline(SimulatedTimer):
+    """The slowest backend is noisy, the others are not."""
+
+    def stopwatch(self, launches, block_seconds):
+        slow = launches[0].seconds > 6e-8
+        return SimulatedStopwatch(self if slow else SimulatedTimer(), launches)
+
+
+def test_a_twin_is_held_against_its_original_which_stays_as_long_as_it():
+    machine = SimulatedMachine()
+    machine.timers["kernel"] = NoisyBaseline(noise=0.05)
+    records = by_backend(measure(["sim_fp16", "sim_int4", "sim_int4@twin"], machine=machine))
+    assert records["sim_int4@twin"].converged
+    assert len(records["sim_int4@twin"].blocks) < 40
+    assert not records["sim_int4"].converged
+
+    machine.timers["kernel"] = SimulatedTimer(noise=0.05)
+    records = by_backend(measure(["sim_fp16", "sim_fp16@twin"], machine=machine))
+    assert not records["sim_fp16@twin"].converged
+    assert len(records["sim_fp16"].blocks) == len(records["sim_fp16@twin"].blocks) == 40
+
+
+def test_settling_runs_the_rotation_before_the_first_block_and_records_none_of_it():
+    settled, at_once = Collector(), Collector()
+    for collector, seconds in ((settled, 0.05), (at_once, 0.0)):
+        collector.phases = []
+        collector.phase = lambda backend, phase, kept=collector.phases: kept.append((backend, phase))
+        measure(["sim_fp16", "sim_int4"], sampling={"settle_seconds": seconds}, collector=collector)
+    assert {backend for backend, phase in settled.phases if phase == "settle"} == {"sim_fp16", "sim_int4"}
+    assert settled.phases.index(("sim_int4", "settle")) < settled.phases.index(("sim_int4", "timing"))
+    assert not any(phase == "settle" for _, phase in at_once.phases)
+    assert len(by_backend(settled)["sim_int4"].blocks) == len(by_backend(at_once)["sim_int4"].blocks)
 
 
 def test_times_are_those_of_the_timer():
