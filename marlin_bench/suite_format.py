@@ -135,7 +135,7 @@ class Sampling(StrictModel):
     cell_seconds: Seconds = 10.0
     """Timed seconds that a cell may take for each timer, shared evenly by its backends; it then ends unconverged."""
     settle_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
-    """Untimed work in the cell's own rotation before its first block, so that clocks fall to what the card can keep up."""
+    """Untimed work in the cell's rotation before its first block, for clocks to fall to what the card can keep up."""
     timeout_seconds: Seconds = 120.0
     """A backend that needs longer in one cell is ended and recorded as `timeout`."""
 
