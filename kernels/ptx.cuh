@@ -368,58 +368,60 @@ template <int kN, bool kBf16>
 struct WgmmaRs;
 
 // clang-format off
+// Registers and operands of the sums grow by four with every 8 columns.
 #define MB_D4(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
 #define MB_D8(c, i) MB_D4(c, i), MB_D4(c, i + 4)
 #define MB_D16(c, i) MB_D8(c, i), MB_D8(c, i + 8)
 #define MB_D32(c, i) MB_D16(c, i), MB_D16(c, i + 16)
 #define MB_D64(c, i) MB_D32(c, i), MB_D32(c, i + 32)
-#define MB_REGISTERS_8 \
-  "%0, %1, %2, %3"
+#define MB_REGISTERS_8 "%0, %1, %2, %3"
 #define MB_OPERANDS_8(c) MB_D4(c, 0)
-#define MB_REGISTERS_16 \
-  "%0, %1, %2, %3, %4, %5, %6, %7"
-#define MB_OPERANDS_16(c) MB_D8(c, 0)
-#define MB_REGISTERS_24 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
-#define MB_OPERANDS_24(c) MB_D8(c, 0), MB_D4(c, 8)
-#define MB_REGISTERS_32 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define MB_OPERANDS_32(c) MB_D16(c, 0)
-#define MB_REGISTERS_48 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23"
-#define MB_OPERANDS_48(c) MB_D16(c, 0), MB_D8(c, 16)
-#define MB_REGISTERS_64 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define MB_OPERANDS_64(c) MB_D32(c, 0)
-#define MB_REGISTERS_96 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define MB_OPERANDS_96(c) MB_D32(c, 0), MB_D16(c, 32)
-#define MB_REGISTERS_128 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define MB_OPERANDS_128(c) MB_D64(c, 0)
-#define MB_REGISTERS_176 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87"
-#define MB_OPERANDS_176(c) MB_D64(c, 0), MB_D16(c, 64), MB_D8(c, 80)
-#define MB_REGISTERS_192 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define MB_OPERANDS_192(c) MB_D64(c, 0), MB_D32(c, 64)
+#define MB_REGISTERS_16 MB_REGISTERS_8 ", %4, %5, %6, %7"
+#define MB_OPERANDS_16(c) MB_OPERANDS_8(c), MB_D4(c, 4)
+#define MB_REGISTERS_24 MB_REGISTERS_16 ", %8, %9, %10, %11"
+#define MB_OPERANDS_24(c) MB_OPERANDS_16(c), MB_D4(c, 8)
+#define MB_REGISTERS_32 MB_REGISTERS_24 ", %12, %13, %14, %15"
+#define MB_OPERANDS_32(c) MB_OPERANDS_24(c), MB_D4(c, 12)
+#define MB_REGISTERS_40 MB_REGISTERS_32 ", %16, %17, %18, %19"
+#define MB_OPERANDS_40(c) MB_OPERANDS_32(c), MB_D4(c, 16)
+#define MB_REGISTERS_48 MB_REGISTERS_40 ", %20, %21, %22, %23"
+#define MB_OPERANDS_48(c) MB_OPERANDS_40(c), MB_D4(c, 20)
+#define MB_REGISTERS_56 MB_REGISTERS_48 ", %24, %25, %26, %27"
+#define MB_OPERANDS_56(c) MB_OPERANDS_48(c), MB_D4(c, 24)
+#define MB_REGISTERS_64 MB_REGISTERS_56 ", %28, %29, %30, %31"
+#define MB_OPERANDS_64(c) MB_OPERANDS_56(c), MB_D4(c, 28)
+#define MB_REGISTERS_72 MB_REGISTERS_64 ", %32, %33, %34, %35"
+#define MB_OPERANDS_72(c) MB_OPERANDS_64(c), MB_D4(c, 32)
+#define MB_REGISTERS_80 MB_REGISTERS_72 ", %36, %37, %38, %39"
+#define MB_OPERANDS_80(c) MB_OPERANDS_72(c), MB_D4(c, 36)
+#define MB_REGISTERS_88 MB_REGISTERS_80 ", %40, %41, %42, %43"
+#define MB_OPERANDS_88(c) MB_OPERANDS_80(c), MB_D4(c, 40)
+#define MB_REGISTERS_96 MB_REGISTERS_88 ", %44, %45, %46, %47"
+#define MB_OPERANDS_96(c) MB_OPERANDS_88(c), MB_D4(c, 44)
+#define MB_REGISTERS_104 MB_REGISTERS_96 ", %48, %49, %50, %51"
+#define MB_OPERANDS_104(c) MB_OPERANDS_96(c), MB_D4(c, 48)
+#define MB_REGISTERS_112 MB_REGISTERS_104 ", %52, %53, %54, %55"
+#define MB_OPERANDS_112(c) MB_OPERANDS_104(c), MB_D4(c, 52)
+#define MB_REGISTERS_120 MB_REGISTERS_112 ", %56, %57, %58, %59"
+#define MB_OPERANDS_120(c) MB_OPERANDS_112(c), MB_D4(c, 56)
+#define MB_REGISTERS_128 MB_REGISTERS_120 ", %60, %61, %62, %63"
+#define MB_OPERANDS_128(c) MB_OPERANDS_120(c), MB_D4(c, 60)
+#define MB_REGISTERS_136 MB_REGISTERS_128 ", %64, %65, %66, %67"
+#define MB_OPERANDS_136(c) MB_OPERANDS_128(c), MB_D4(c, 64)
+#define MB_REGISTERS_144 MB_REGISTERS_136 ", %68, %69, %70, %71"
+#define MB_OPERANDS_144(c) MB_OPERANDS_136(c), MB_D4(c, 68)
+#define MB_REGISTERS_152 MB_REGISTERS_144 ", %72, %73, %74, %75"
+#define MB_OPERANDS_152(c) MB_OPERANDS_144(c), MB_D4(c, 72)
+#define MB_REGISTERS_160 MB_REGISTERS_152 ", %76, %77, %78, %79"
+#define MB_OPERANDS_160(c) MB_OPERANDS_152(c), MB_D4(c, 76)
+#define MB_REGISTERS_168 MB_REGISTERS_160 ", %80, %81, %82, %83"
+#define MB_OPERANDS_168(c) MB_OPERANDS_160(c), MB_D4(c, 80)
+#define MB_REGISTERS_176 MB_REGISTERS_168 ", %84, %85, %86, %87"
+#define MB_OPERANDS_176(c) MB_OPERANDS_168(c), MB_D4(c, 84)
+#define MB_REGISTERS_184 MB_REGISTERS_176 ", %88, %89, %90, %91"
+#define MB_OPERANDS_184(c) MB_OPERANDS_176(c), MB_D4(c, 88)
+#define MB_REGISTERS_192 MB_REGISTERS_184 ", %92, %93, %94, %95"
+#define MB_OPERANDS_192(c) MB_OPERANDS_184(c), MB_D4(c, 92)
 #define MB_RW(x) "+f"(x)
 #define MB_W(x) "=f"(x)
 #define MB_WGMMA_RS(N, TYPE, BF16, A0, A1, A2, A3, DESC)                                                                \
@@ -438,27 +440,52 @@ struct WgmmaRs;
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                              \
     }                                                                                                                  \
   };
-MB_WGMMA_RS(8, "f16", false, 4, 5, 6, 7, 8)
-MB_WGMMA_RS(8, "bf16", true, 4, 5, 6, 7, 8)
-MB_WGMMA_RS(16, "f16", false, 8, 9, 10, 11, 12)
-MB_WGMMA_RS(16, "bf16", true, 8, 9, 10, 11, 12)
-MB_WGMMA_RS(24, "f16", false, 12, 13, 14, 15, 16)
-MB_WGMMA_RS(24, "bf16", true, 12, 13, 14, 15, 16)
-MB_WGMMA_RS(32, "f16", false, 16, 17, 18, 19, 20)
-MB_WGMMA_RS(32, "bf16", true, 16, 17, 18, 19, 20)
-MB_WGMMA_RS(48, "f16", false, 24, 25, 26, 27, 28)
-MB_WGMMA_RS(48, "bf16", true, 24, 25, 26, 27, 28)
-MB_WGMMA_RS(64, "f16", false, 32, 33, 34, 35, 36)
-MB_WGMMA_RS(64, "bf16", true, 32, 33, 34, 35, 36)
-MB_WGMMA_RS(96, "f16", false, 48, 49, 50, 51, 52)
-MB_WGMMA_RS(96, "bf16", true, 48, 49, 50, 51, 52)
-MB_WGMMA_RS(128, "f16", false, 64, 65, 66, 67, 68)
-MB_WGMMA_RS(128, "bf16", true, 64, 65, 66, 67, 68)
-MB_WGMMA_RS(176, "f16", false, 88, 89, 90, 91, 92)
-MB_WGMMA_RS(176, "bf16", true, 88, 89, 90, 91, 92)
-MB_WGMMA_RS(192, "f16", false, 96, 97, 98, 99, 100)
-MB_WGMMA_RS(192, "bf16", true, 96, 97, 98, 99, 100)
+#define MB_WGMMA(N, A0, A1, A2, A3, DESC) \
+  MB_WGMMA_RS(N, "f16", false, A0, A1, A2, A3, DESC) MB_WGMMA_RS(N, "bf16", true, A0, A1, A2, A3, DESC)
+MB_WGMMA(8, 4, 5, 6, 7, 8)
+MB_WGMMA(16, 8, 9, 10, 11, 12)
+MB_WGMMA(24, 12, 13, 14, 15, 16)
+MB_WGMMA(32, 16, 17, 18, 19, 20)
+MB_WGMMA(40, 20, 21, 22, 23, 24)
+MB_WGMMA(48, 24, 25, 26, 27, 28)
+MB_WGMMA(56, 28, 29, 30, 31, 32)
+MB_WGMMA(64, 32, 33, 34, 35, 36)
+MB_WGMMA(72, 36, 37, 38, 39, 40)
+MB_WGMMA(80, 40, 41, 42, 43, 44)
+MB_WGMMA(88, 44, 45, 46, 47, 48)
+MB_WGMMA(96, 48, 49, 50, 51, 52)
+MB_WGMMA(104, 52, 53, 54, 55, 56)
+MB_WGMMA(112, 56, 57, 58, 59, 60)
+MB_WGMMA(120, 60, 61, 62, 63, 64)
+MB_WGMMA(128, 64, 65, 66, 67, 68)
+MB_WGMMA(136, 68, 69, 70, 71, 72)
+MB_WGMMA(144, 72, 73, 74, 75, 76)
+MB_WGMMA(152, 76, 77, 78, 79, 80)
+MB_WGMMA(160, 80, 81, 82, 83, 84)
+MB_WGMMA(168, 84, 85, 86, 87, 88)
+MB_WGMMA(176, 88, 89, 90, 91, 92)
+MB_WGMMA(184, 92, 93, 94, 95, 96)
+MB_WGMMA(192, 96, 97, 98, 99, 100)
+// wgmma.mma_async.sp m64n256k32: A, 2:4-sparse and compressed to 64x16, from registers, B from shared memory, FP32 sums.
+// Positions as for mma.sp, in lanes 0 and 1 of every quad.
+#define MB_REGISTERS_256 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define MB_OPERANDS_256(c) MB_D64(c, 0), MB_D64(c, 64)
+__device__ __forceinline__ void wgmma_sp_m64n256k32_f16(float (&d)[128], const u32 (&a)[4], u64 b, u32 positions) {
+  asm volatile("wgmma.mma_async.sp.sync.aligned.m64n256k32.f32.f16.f16 {" MB_REGISTERS_256 "}, "
+               "{%128, %129, %130, %131}, %132, %133, 0, 1, 1, 1, 0;"
+               : MB_OPERANDS_256(MB_RW)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(positions));
+}
 // clang-format on
 #undef MB_WGMMA_RS
+#undef MB_WGMMA
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL

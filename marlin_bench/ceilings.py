@@ -1,7 +1,8 @@
 """Measured roofs: each the best of several shapes and kernels, with the SM clock it was seen at.
 
 CUDA: HBM read (16-byte streaming loads, and a cuBLAS matrix-vector product), HBM copy, L2 read, FP16 and BF16 tensor
-peak (large cuBLAS products on random data, in a burst and sustained), launch floor (an empty node of a graph).
+peak (large cuBLAS products on random data, in a burst and sustained), sparse tensor peak (sparse_ceiling.py), launch
+floor (an empty node of a graph).
 CPU: triad bandwidth and dense GEMM peaks.
 """
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from marlin_bench.record import Ceiling, CeilingName
+from marlin_bench.sparse_ceiling import measure_sparse_tensor
 
 if TYPE_CHECKING:
     from marlin_bench.backends.protocol import DeviceTraits
@@ -146,6 +148,13 @@ def _tensor_peak(watch: _CudaStopwatch, dtype: torch.dtype) -> _Attempt:
     return max(found, key=lambda attempt: attempt.value)
 
 
+def _sparse_tensor(watch: _CudaStopwatch, traits: DeviceTraits) -> list[Ceiling]:
+    """The sparse tensor peak on a rested card; nothing where there are no sparse tensor cores."""
+    time.sleep(_REST_SECONDS)
+    found = measure_sparse_tensor(watch.seconds, traits.sm_count or 1)
+    return [] if found is None else [found]
+
+
 def _launch_floor(watch: _CudaStopwatch) -> _Attempt:
     """Seconds of one empty node in a graph of a thousand."""
     from marlin_bench.cuda_source import load_module
@@ -176,6 +185,7 @@ def cuda_ceilings(traits: DeviceTraits, probe: ClockProbe) -> list[Ceiling]:
         l2.ceiling("l2_read"),
         _tensor_peak(watch, torch.float16).ceiling("fp16_tensor"),
         _tensor_peak(watch, torch.bfloat16).ceiling("bf16_tensor"),
+        *_sparse_tensor(watch, traits),
         _launch_floor(watch).ceiling("launch"),
     ]
     torch.cuda.empty_cache()

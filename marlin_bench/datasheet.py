@@ -32,6 +32,8 @@ class Datasheet(BaseModel):
             Ceiling(name="hbm_read", value=self.memory_bandwidth, detail=detail),
             Ceiling(name="fp16_tensor", value=self.fp16_tensor, sm_clock_hz=self.clock_hz, detail=detail),
             Ceiling(name="bf16_tensor", value=self.fp16_tensor, sm_clock_hz=self.clock_hz, detail=detail),
+            # every card here has sparse tensor cores, promised at twice the dense rate
+            Ceiling(name="sparse_tensor", value=2 * self.fp16_tensor, sm_clock_hz=self.clock_hz, detail=detail),
         ]
 
     def roofs(self) -> Roofs:

@@ -1,7 +1,7 @@
-"""The measured roof of sparse tensor cores: a loop of bare mma.sp products, the best of several grids.
+"""The measured roof of sparse tensor cores: loops of bare 2:4-sparse products, the best of several grids.
 
-It is the roof of kernels that use `mma.sp`; a warpgroup's sparse products may go higher. cuSPARSELt is not asked: on an
-H200 with torch 2.11 it ends in an illegal instruction.
+`mma.sp` is what kernels for sm_80 and up can use; on sm_90 a warpgroup's `wgmma.sp` goes higher and is the roof, also
+of kernels that use `mma.sp`: a ceiling says what the machine can do. `detail` names the loop that won.
 
 Values are dense-equivalent flop/s: a 2:4 product of M, N, K counts 2·M·N·K though half of it is carried out.
 """
@@ -9,6 +9,7 @@ Values are dense-equivalent flop/s: a 2:4 product of M, N, K counts 2·M·N·K t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,43 +19,65 @@ from marlin_bench.record import Ceiling
 Stopwatch = Callable[[Callable[[], None], int], tuple[float, float | None]]
 """Times an enqueued action so many times: (median seconds, SM clock in hertz or None)."""
 
-_PRODUCTS = 10
-_LOOP_CTAS = (1, 2, 4)
-_LOOP_REPEATS = 20_000
-_LOOP_THREADS = 256
-_LOOP_PRODUCTS = 8
-_LOOP_FLOP = 2 * 16 * 8 * 32
+FEWEST_CAPABILITY = (8, 0)
+_RUNS = 10
+_THREADS = 256
+_PRODUCTS = 8
+_OPERAND_VALUES = 8 * (256 * 64 // 8 + 2 * _THREADS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """A kernel of kernels/sparse_ceiling.cu: `teams` of a CTA each take a product of `shape` (M, N, K) at a time."""
+
+    kernel: str
+    instruction: str
+    shape: tuple[int, int, int]
+    teams: int
+    repeats: int
+    ctas: tuple[int, ...]
+
+    def flop(self, ctas: int) -> float:
+        """Dense-equivalent flop of a launch of so many CTAs."""
+        M, N, K = self.shape
+        return 2.0 * M * N * K * _PRODUCTS * self.repeats * self.teams * ctas
+
+
+_WARPS = _Loop("mma_sp_loop", "mma.sp", (16, 8, 32), _THREADS // 32, 20_000, (1, 2, 3))
+_WARPGROUPS = _Loop("wgmma_sp_loop", "wgmma.sp", (64, 256, 32), _THREADS // 128, 1000, (1,))
 
 
 def measure_sparse_tensor(seconds: Stopwatch, sm_count: int) -> Ceiling | None:
     """The `sparse_tensor` ceiling of the CUDA device in hand; None before sm_80, which has no sparse tensor cores."""
-    if torch.cuda.get_device_capability() < (8, 0):
+    capability = torch.cuda.get_device_capability()
+    if capability < FEWEST_CAPABILITY:
         return None
-    return max(_loops(seconds, sm_count), key=lambda ceiling: ceiling.value)
+    loops = (_WARPS, _WARPGROUPS) if capability == (9, 0) else (_WARPS,)
+    found = (_measured(loop, ctas, seconds, sm_count) for loop in loops for ctas in loop.ctas)
+    return max(found, key=lambda ceiling: ceiling.value)
 
 
-def _ceiling(flop: float, timed: tuple[float, float | None], detail: str) -> Ceiling:
-    return Ceiling(name="sparse_tensor", value=flop / timed[0], sm_clock_hz=timed[1], detail=detail)
+def _measured(loop: _Loop, ctas: int, seconds: Stopwatch, sm_count: int) -> Ceiling:
+    """One loop on Gaussian operands, `ctas` CTAs an SM."""
+    taken, clock = seconds(partial(_launcher(loop), ctas * sm_count), _RUNS)
+    shape = "m{}n{}k{}".format(*loop.shape)
+    detail = f"{loop.instruction} {shape} loop, {ctas} CTA{'s' if ctas > 1 else ''} an SM"
+    return Ceiling(name="sparse_tensor", value=loop.flop(ctas * sm_count) / taken, sm_clock_hz=clock, detail=detail)
 
 
-def _loops(seconds: Stopwatch, sm_count: int) -> list[Ceiling]:
-    """kernels/sparse_ceiling.cu on random operands, over several grid sizes."""
+def _launcher(loop: _Loop) -> Callable[[int], None]:
     import numpy as np
 
     from marlin_bench.cuda_source import load_module
     from marlin_bench.cuda_stream import on_torch_stream
 
-    kernel = load_module("sparse_ceiling").get_function("mma_sp_loop")
-    operands = torch.randn(2 * _LOOP_THREADS * 8, dtype=torch.float16, device="cuda")
+    kernel = load_module("sparse_ceiling").get_function(loop.kernel)
+    operands = torch.randn(_OPERAND_VALUES, dtype=torch.float16, device="cuda")
     sink = torch.zeros(1, device="cuda")
 
-    def loop(ctas: int) -> None:
-        arguments = (np.uint64(operands.data_ptr()), np.int32(_LOOP_REPEATS), np.uint64(sink.data_ptr()))
+    def launch(ctas: int) -> None:
+        arguments = (np.uint64(operands.data_ptr()), np.int32(loop.repeats), np.uint64(sink.data_ptr()))
         with on_torch_stream():
-            kernel((ctas * sm_count,), (_LOOP_THREADS,), arguments)
+            kernel((ctas,), (_THREADS,), arguments)
 
-    found = []
-    for ctas in _LOOP_CTAS:
-        flop = _LOOP_FLOP * _LOOP_PRODUCTS * _LOOP_REPEATS * (ctas * sm_count * _LOOP_THREADS / 32)
-        found.append(_ceiling(flop, seconds(partial(loop, ctas), _PRODUCTS), f"mma.sp loop, {ctas} CTAs an SM"))
-    return found
+    return launch

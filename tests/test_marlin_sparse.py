@@ -136,3 +136,28 @@ def test_there_is_no_sparse_ceiling_without_sparse_tensor_cores(monkeypatch):
         raise AssertionError
 
     assert sparse_ceiling.measure_sparse_tensor(never, 40) is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "wgmma_seconds", "winner", "flop_rate"),
+    [
+        # a launch on two SMs counts 2·M·N·K of its instruction, products, repeats, warps or warpgroups, CTAs
+        ((8, 0), 0.5, "mma.sp m16n8k32 loop, 3 CTAs an SM", 2 * 16 * 8 * 32 * 8 * 20_000 * 8 * 6),
+        ((9, 0), 0.5, "wgmma.sp m64n256k32 loop, 1 CTA an SM", 2 * 64 * 256 * 32 * 8 * 1000 * 2 * 2 / 0.5),
+        ((9, 0), 3.0, "mma.sp m16n8k32 loop, 3 CTAs an SM", 2 * 16 * 8 * 32 * 8 * 20_000 * 8 * 6),
+    ],
+)
+def test_the_sparse_ceiling_is_the_best_loop_in_dense_equivalent_flop(
+    monkeypatch, capability, wgmma_seconds, winner, flop_rate
+):
+    launched = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(sparse_ceiling, "_launcher", lambda loop: lambda ctas: launched.append(loop.kernel))
+
+    def stopwatch(action, runs):
+        action()
+        return {"mma_sp_loop": 1.0, "wgmma_sp_loop": wgmma_seconds}[launched[-1]], 1.5e9
+
+    found = sparse_ceiling.measure_sparse_tensor(stopwatch, 2)
+    assert (found.name, found.detail, found.sm_clock_hz) == ("sparse_tensor", winner, 1.5e9)
+    assert found.value == flop_rate

@@ -22,6 +22,7 @@ from marlin_bench.backends.marlin_sparse import (
 )
 from marlin_bench.check import check_output, fault, poison
 from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
+from marlin_bench.sparse_ceiling import measure_sparse_tensor
 
 CASES = (
     # M, N, K, group size, tile, CTAs
@@ -50,7 +51,22 @@ def launch(M, N, K, group_size, tile, ctas, backend):
         assert fault(check_output(output, expected, backend.tolerance, "before")) is None
 
 
+def launch_loops():
+    """Every loop of the ceiling on two SMs."""
+    launched = 0
+
+    def once(action, runs):
+        nonlocal launched
+        action()
+        torch.cuda.synchronize()
+        launched += 1
+        return 1.0, None
+
+    assert measure_sparse_tensor(once, 2) is not None
+    return launched
+
+
 if __name__ == "__main__":
     for number, case in enumerate(CASES):
         launch(*case, MarlinSparseBf16() if number % 2 else MarlinSparse())
-    print(f"launched marlin_sparse {len(CASES)} times")
+    print(f"launched marlin_sparse {2 * len(CASES)} times, and {launch_loops()} loops of its ceiling")
