@@ -10,7 +10,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -88,7 +88,8 @@ def backend_facts(cell: Cell) -> dict[str, BackendFacts]:
             is_baseline=backend.is_baseline,
             own_process=backend.isolation == "own",
             format=backend.format(cell.problem).name,
-            activation_dtype=backend.activation_dtype,
+            activation_dtype=backend.operand_dtype,
+            output_dtype=backend.output_dtype,
             version=backend.version() if backend.missing() is None else "missing",
         )
     return facts
@@ -149,6 +150,16 @@ def selected_cells(suite: Suite, selection: Selection) -> list[Cell]:
         backends=selection.backends or None,
         batches=selection.batches or None,
     )
+
+
+def _load_backends_meanwhile(names: Sequence[str]) -> None:
+    """Import what the backends need (torch, a second or two) in a thread, while the workers do the same."""
+
+    def load() -> None:
+        for name in names:
+            load_backend(name)
+
+    threading.Thread(target=load, daemon=True).start()
 
 
 def _open_devices(suite: Suite, option: str | None, executor: Executor) -> list[DeviceRunner]:
@@ -261,6 +272,7 @@ class _Sweep:
             device=slug(self.meta.environment.device_name),
             sampling=self.suite.sampling,
             clock_origin=self._clock_origin,
+            effort=self.suite.tune,
             clocks=clocks,
             energy=self.suite.energy,
         )
@@ -328,6 +340,7 @@ def run_suite(
     """
     began = time.monotonic()
     cells = selected_cells(suite, selection)
+    _load_backends_meanwhile(cells[0].backends)
     runners = _open_devices(suite, devices, executor or LocalExecutor())
     try:
         environment = runners[0].session.ready.environment
@@ -422,6 +435,7 @@ def verify_suite(
         device=slug(runner.session.ready.environment.device_name),
         sampling=suite.sampling,
         clock_origin=time.monotonic(),
+        effort=suite.tune,
         verify_only=True,
     )
     try:

@@ -1,8 +1,12 @@
-"""What every test shares: a GPU test is skipped without a GPU, unless a GPU was promised."""
+"""What every test shares: a GPU test is skipped without a GPU, unless a GPU was promised; workers share the cores."""
 
 import os
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # several tests share the cores: more threads than that, each spinning for the others, take many times as long
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _gpu_is_there() -> bool:
