@@ -9,6 +9,7 @@ bootstrap: Politis and Romano 1992, "A circular block-resampling procedure for s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -25,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 @lru_cache(maxsize=64)
-def _indices(n: int, stream: int) -> NDArray[np.intp]:
+def drawn_blocks(n: int, stream: int) -> NDArray[np.intp]:
     """RESAMPLES x n positions: runs of n^(1/3) neighbours from random starts."""
     length = max(1, round(n ** (1 / 3)))
     runs = math.ceil(n / length)
@@ -34,14 +35,26 @@ def _indices(n: int, stream: int) -> NDArray[np.intp]:
     return drawn.reshape(RESAMPLES, runs * length)[:, :n].astype(np.intp)
 
 
-def resampled_medians(samples: Floats, stream: int = 0) -> Floats:
+@dataclass(frozen=True, eq=False)
+class Doubt:
+    """What else is not known of a series: RESAMPLES deviations of a factor, and what it multiplies in each block."""
+
+    deviations: Floats
+    by_block: Floats
+
+
+def resampled_medians(samples: Floats, stream: int = 0, doubts: Sequence[Doubt] = ()) -> Floats:
     """The medians of RESAMPLES series drawn from `samples` [n] (or each column of [n, c]), in block order.
 
     Series of one length and one `stream` share their draws (so that pairs stay pairs); independent series need
-    streams of their own.
+    streams of their own. Each draw takes its own deviation of every doubt along.
     """
     n = len(samples)
-    ordered = np.sort(samples[_indices(n, stream)], axis=1)
+    chosen = drawn_blocks(n, stream)
+    drawn = samples[chosen]
+    for doubt in doubts:
+        drawn += doubt.deviations[:, None] * doubt.by_block[chosen]
+    ordered = np.sort(drawn, axis=1)
     return np.asarray((ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2, dtype=np.float64)
 
 
@@ -68,6 +81,7 @@ class Level:
 
     samples: Floats
     stream: int
+    doubts: tuple[Doubt, ...] = ()
 
     @cached_property
     def median(self) -> float:
@@ -77,7 +91,7 @@ class Level:
     @cached_property
     def draws(self) -> Floats:
         """RESAMPLES medians that the run might have had."""
-        return resampled_medians(self.samples, self.stream)
+        return resampled_medians(self.samples, self.stream, self.doubts)
 
     @cached_property
     def noise(self) -> float:

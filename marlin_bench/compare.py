@@ -9,10 +9,11 @@ from functools import cached_property
 
 import numpy as np
 
-from marlin_bench.bootstrap import Level
+from marlin_bench.bootstrap import Doubt, Floats, Level
 from marlin_bench.gate_rules import RelativeRule
-from marlin_bench.judgement import Evidence, Judgement, change, holm, judge
+from marlin_bench.judgement import Change, Evidence, Judgement, change, holm, judge
 from marlin_bench.noise import NoiseMap
+from marlin_bench.one_clock import Blocks, at_one_clock
 from marlin_bench.record import Origin, Record, RunMeta, Status
 from marlin_bench.speedup import HEADLINE_BASELINE
 from marlin_bench.statistics import block_medians
@@ -57,46 +58,102 @@ class _Sampled:
     stream: int
 
     @cached_property
-    def logs(self) -> dict[int, float]:
-        """Logarithm of seconds a launch, by block."""
-        medians = block_medians([block.times for block in self.record.blocks])
-        return dict(zip((block.index for block in self.record.blocks), np.log(medians).tolist(), strict=True))
+    def places(self) -> dict[int, int]:
+        """Where each block stands in the series."""
+        return {block.index: place for place, block in enumerate(self.record.blocks)}
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Logarithms of seconds a launch and of hertz."""
+        clocks = [block.sm_clock_hz for block in self.record.blocks]
+        known = [clock for clock in clocks if clock]
+        return Blocks(
+            np.log(block_medians([block.times for block in self.record.blocks])),
+            np.log(known) if len(known) == len(clocks) else None,
+            self.stream,
+        )
 
     @cached_property
     def time(self) -> Level:
         """Seconds a launch."""
-        return Level(np.asarray(list(self.logs.values())), self.stream)
+        return Level(self.blocks.times, self.stream)
 
     @cached_property
     def cycles(self) -> Level | None:
         """SM cycles a launch; None unless every block knows its clock."""
-        clocks = [block.sm_clock_hz for block in self.record.blocks]
-        known = [clock for clock in clocks if clock is not None]
-        return Level(self.time.samples + np.log(known), self.stream) if len(known) == len(clocks) else None
+        clocks = self.blocks.clocks
+        return None if clocks is None else Level(self.blocks.times + clocks, self.stream)
 
-    def over(self, baseline: _Sampled) -> Level | None:
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One record as it enters a comparison: at one clock with its counterpart, where that is known."""
+
+    sampled: _Sampled
+    times: Floats
+    doubts: tuple[Doubt, ...] = ()
+
+    @cached_property
+    def level(self) -> Level:
+        """Its own time."""
+        return Level(self.times, self.sampled.stream, self.doubts)
+
+    def over(self, baseline: _Side) -> Level | None:
         """Time over the baseline's time of the same block; None for too few pairs."""
-        pairs = [log - baseline.logs[index] for index, log in self.logs.items() if index in baseline.logs]
-        return Level(np.asarray(pairs), self.stream) if len(pairs) >= _LEAST_BLOCKS else None
+        places = self.sampled.places
+        both = [(place, baseline.sampled.places[i]) for i, place in places.items() if i in baseline.sampled.places]
+        if len(both) < _LEAST_BLOCKS:
+            return None
+        own, other = (list(side) for side in zip(*both, strict=True))
+        doubts = [Doubt(doubt.deviations, doubt.by_block[own]) for doubt in self.doubts]
+        doubts += [Doubt(doubt.deviations, -doubt.by_block[other]) for doubt in baseline.doubts]
+        return Level(self.times[own] - baseline.times[other], self.sampled.stream, tuple(doubts))
 
 
-def _evidence(
-    old: _Sampled,
-    new: _Sampled,
-    baselines: tuple[_Sampled, _Sampled] | None,
-    policy: RelativeRule,
-    noise: NoiseMap | None,
-) -> Evidence:
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Two `ok` records of one cell, backend and timer."""
+
+    old: _Sampled
+    new: _Sampled
+
+    @property
+    def are_locked(self) -> bool:
+        """Whether the clocks were locked in both runs."""
+        return self.old.record.clocks_locked and self.new.record.clocks_locked
+
+    @cached_property
+    def is_steady(self) -> bool:
+        """Whether the sides stand at one clock."""
+        return not self.are_locked and self.old.blocks.clocks is not None and self.new.blocks.clocks is not None
+
+    @cached_property
+    def sides(self) -> tuple[_Side, _Side]:
+        """Both records, at one clock where the clocks were free and are known."""
+        moved = at_one_clock(self.old.blocks, self.new.blocks) if self.is_steady else None
+        if moved is None:
+            return _Side(self.old, self.old.blocks.times), _Side(self.new, self.new.blocks.times)
+        (was, doubt_of_was), (now, doubt_of_now) = moved
+        return _Side(self.old, was, (doubt_of_was,)), _Side(self.new, now, (doubt_of_now,))
+
+    @cached_property
+    def own(self) -> Change:
+        """The change of the time, at one clock where that is known."""
+        old, new = self.sides
+        return change(old.level, new.level)
+
+
+def _evidence(pair: _Pair, baseline: _Pair | None, policy: RelativeRule, noise: NoiseMap | None) -> Evidence:
     """What the samples of two `ok` records of one cell say."""
-    locked = old.record.clocks_locked and new.record.clocks_locked
+    old, new = pair.old, pair.new
     cycles = None
-    if not locked and old.cycles is not None and new.cycles is not None:
+    if not pair.are_locked and old.cycles is not None and new.cycles is not None:
         cycles = change(old.cycles, new.cycles)
-    paired, part, is_same, noisy = None, None, False, (old.time, new.time)
-    if baselines is not None:
-        part = change(baselines[0].time, baselines[1].time)
-        is_same = baselines[0].record.backend_version == baselines[1].record.backend_version
-        before, after = old.over(baselines[0]), new.over(baselines[1])
+    paired, is_same = None, False
+    noisy = tuple(side.level for side in pair.sides)
+    if baseline is not None:
+        is_same = baseline.old.record.backend_version == baseline.new.record.backend_version
+        before, after = (side.over(other) for side, other in zip(pair.sides, baseline.sides, strict=True))
         if is_same and before is not None and after is not None:
             paired, noisy = change(before, after), (before, after)
     floor = max(level.noise for level in noisy)
@@ -106,11 +163,12 @@ def _evidence(
     return Evidence(
         time=change(old.time, new.time),
         cycles=cycles,
+        steady=pair.own if pair.is_steady else None,
         paired=paired,
-        baseline=None if baselines is None else baselines[1].record.backend,
-        baseline_part=part,
+        baseline=None if baseline is None else baseline.new.record.backend,
+        baseline_part=None if baseline is None else baseline.own,
         baseline_is_same=is_same,
-        clocks_locked=locked,
+        clocks_locked=pair.are_locked,
         tolerance=policy.tolerance(typical, floor * typical) / typical,
         noise=floor,
     )
@@ -125,15 +183,17 @@ def _sampled(records: Iterable[Record], stream: int) -> dict[tuple[str, str], di
     return found
 
 
-def _common_baseline(
-    old: dict[str, _Sampled], new: dict[str, _Sampled], backend: str
-) -> tuple[_Sampled, _Sampled] | None:
+def _paired(old: dict[str, _Sampled], new: dict[str, _Sampled]) -> dict[str, _Pair]:
+    """The backends that both sides of a cell hold."""
+    return {name: _Pair(one, new[name]) for name, one in old.items() if name in new}
+
+
+def _common_baseline(pairs: dict[str, _Pair], backend: str) -> _Pair | None:
     """The baseline that both sides of a cell hold: cublas_fp16, else the one that was fastest; never itself."""
-    shared = [name for name, one in old.items() if one.record.baseline and name in new and name != backend]
+    shared = [name for name, one in pairs.items() if one.old.record.baseline and name != backend]
     if not shared:
         return None
-    name = min(shared, key=lambda one: (one != HEADLINE_BASELINE, old[one].time.median))
-    return old[name], new[name]
+    return pairs[min(shared, key=lambda one: (one != HEADLINE_BASELINE, pairs[one].old.time.median))]
 
 
 def _obstacle(old: Record | None, new: Record | None) -> str | None:
@@ -172,6 +232,7 @@ def compare(
     """
     before, after = {_key(record): record for record in old}, {_key(record): record for record in new}
     olds, news = _sampled(before.values(), _OLD), _sampled(after.values(), _NEW)
+    pairs: dict[tuple[str, str], dict[str, _Pair]] = {}
     seen: dict[Key, Evidence] = {}
     blocked: dict[Key, str] = {}
     for key in dict.fromkeys([*after, *before]):
@@ -184,9 +245,10 @@ def compare(
             blocked[key] = obstacle
             continue
         cell, backend, timer = key
-        mates = olds[cell, timer], news[cell, timer]
-        baselines = _common_baseline(*mates, backend)
-        seen[key] = _evidence(mates[0][backend], mates[1][backend], baselines, policy, noise)
+        if (cell, timer) not in pairs:
+            pairs[cell, timer] = _paired(olds[cell, timer], news[cell, timer])
+        mates = pairs[cell, timer]
+        seen[key] = _evidence(mates[backend], _common_baseline(mates, backend), policy, noise)
     verdicts = _judge_together(seen)
     return [
         CellChange(*key, before.get(key), after.get(key), *verdicts[key], evidence=seen[key])
@@ -198,10 +260,8 @@ def compare(
 
 
 def _judge_together(seen: dict[Key, Evidence]) -> dict[Key, tuple[Judgement, str]]:
-    limits = [math.log1p(found.tolerance) for found in seen.values()]
-    changes = [found.deciding for found in seen.values()]
-    slower = holm([one.chance_not_above(limit) for one, limit in zip(changes, limits, strict=True)])
-    faster = holm([one.reversed.chance_not_above(limit) for one, limit in zip(changes, limits, strict=True)])
+    slower = holm([found.chance_not_slower() for found in seen.values()])
+    faster = holm([found.chance_not_faster() for found in seen.values()])
     return {
         key: judge(found, is_slower=slower[place], is_faster=faster[place])
         for place, (key, found) in enumerate(seen.items())

@@ -1,13 +1,15 @@
-"""When a change is a change: the verdict on one cell, from ratios that must agree.
+"""When a change is a change: the verdict on one cell, from measures that must agree.
 
-A kernel is slower only when everything that could tell says so. Three ratios are taken, each new over old:
-- its time;
-- its cycles (time x SM clock), where clocks were free: a clock that fell slows nothing in cycles;
-- its time over that of the 16-bit baseline of the same block, where that baseline is the same library in both runs: a
+A kernel is slower only when everything that could tell says so. Each is a ratio, new over old:
+- its time at one SM clock (one_clock.py), so that a clock that fell slows nothing. It lies between the time, which it
+  is for a kernel that waits for memory, and the cycles, which it is for one that computes. Where clocks were locked, or
+  a block does not know its own, it is the time as it was;
+- that over the same of the 16-bit baseline of the same block, where that baseline is the same library in both runs: a
   machine that slowed down slows both.
-The last of these is judged, or the time where there is no such baseline: the change must lie beyond the tolerance at
-5 % over all cells together (Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal
-of Statistics 6, 65-70), and the others must show at least half of it. The tolerance is a relative rule's: the largest
+A change is one only where both lie beyond the tolerance, or the first where there is no such baseline: the larger of
+their p-values counts (the intersection-union test: Berger 1982, "Multiparameter hypothesis testing and acceptance
+sampling", Technometrics 24, 295-300), at 5 % over all cells together (Holm 1979, "A simple sequentially rejective
+multiple test procedure", Scandinavian Journal of Statistics 6, 65-70). The tolerance is a relative rule's: the largest
 of a relative part, an absolute part, and a multiple of the A/A noise floor.
 """
 
@@ -69,10 +71,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What two records of one cell say about each other; `tolerance` and `noise` are relative (0.01 is 1 %)."""
+    """What two records of one cell say about each other; `tolerance` and `noise` are relative (0.01 is 1 %).
+
+    `time` and `cycles` are as they were measured; `steady` is the time at one clock (None where clocks were locked or
+    are not known) and `paired` that over the baseline's.
+    """
 
     time: Change
     cycles: Change | None
+    steady: Change | None
     paired: Change | None
     baseline: str | None
     baseline_part: Change | None
@@ -82,15 +89,29 @@ class Evidence:
     noise: float
 
     @property
-    def deciding(self) -> Change:
-        """The change that is judged."""
-        return self.time if self.paired is None else self.paired
+    def own(self) -> Change:
+        """The change of the kernel by itself: at one clock, where that is known."""
+        return self.time if self.steady is None else self.steady
 
     @property
-    def confirming(self) -> dict[str, Change]:
-        """The changes that must agree, by what they are changes of."""
-        found = {"time": self.time} if self.paired is not None else {}
-        return found if self.cycles is None else found | {"cycles": self.cycles}
+    def own_name(self) -> str:
+        """What `own` is a change of."""
+        return "time" if self.steady is None else "time at one clock"
+
+    @property
+    def deciding(self) -> Change:
+        """The change that is told: against the baseline, where there is one."""
+        return self.own if self.paired is None else self.paired
+
+    def chance_not_slower(self) -> float:
+        """p-value of `not slower than the tolerance` in every measure at once."""
+        limit = math.log1p(self.tolerance)
+        return max(self.own.chance_not_above(limit), self.deciding.chance_not_above(limit))
+
+    def chance_not_faster(self) -> float:
+        """p-value of `not faster than the tolerance` in every measure at once."""
+        limit = math.log1p(self.tolerance)
+        return max(self.own.reversed.chance_not_above(limit), self.deciding.reversed.chance_not_above(limit))
 
 
 def change(old: Level, new: Level) -> Change:
@@ -113,35 +134,46 @@ def holm(chances: Sequence[float], significance: float = SIGNIFICANCE) -> list[b
 
 
 def _signed(log: float) -> str:
-    return f"{100 * math.expm1(log):+.1f}%"
+    return f"{100 * math.expm1(log):+z.1f}%"
 
 
 def judge(seen: Evidence, *, is_slower: bool, is_faster: bool) -> tuple[Judgement, str]:
     """The verdict on one cell, given what holds at the significance over all cells together."""
     limit = math.log1p(seen.tolerance)
-    if is_slower and all(other.log >= limit / 2 for other in seen.confirming.values()):
+    if is_slower:
         return Judgement.WORSE, _confirmed(seen, "slower")
-    if is_faster and all(other.log <= -limit / 2 for other in seen.confirming.values()):
+    if is_faster:
         return Judgement.BETTER, _confirmed(seen, "faster")
-    if seen.time.within(limit):
-        return Judgement.SAME, f"{_signed(seen.time.log)} in time"
+    if seen.own.within(limit):
+        return Judgement.SAME, f"{_signed(seen.own.log)} in {seen.own_name}{_clock(seen, limit)}"
     if seen.paired is not None and seen.paired.within(limit):
-        return _moved_together(seen, limit)
-    if is_slower or is_faster:
-        others = ", ".join(f"{_signed(other.log)} in {what}" for what, other in seen.confirming.items())
-        return Judgement.AMBIGUOUS, f"{_signed(seen.deciding.log)}{_against(seen)}, but {others}"
-    bounds = f"{_signed(seen.deciding.low)} to {_signed(seen.deciding.high)}{_against(seen)}"
+        return _moved_together(seen)
+    if seen.paired is not None and abs(seen.paired.log - seen.own.log) > limit:
+        return (
+            Judgement.AMBIGUOUS,
+            f"{_signed(seen.paired.log)}{_against(seen)}, but {_bounds(seen.own)} in {seen.own_name}",
+        )
+    bounds = f"{_bounds(seen.deciding)}{_against(seen)}"
     return Judgement.AMBIGUOUS, f"{bounds}: too noisy for a tolerance of {format_percent(seen.tolerance, 1)}"
 
 
-def _moved_together(seen: Evidence, limit: float) -> tuple[Judgement, str]:
-    """The time changed, but not against the baseline: the machine did, or the clock."""
-    if seen.cycles is not None and seen.cycles.within(limit):
-        return Judgement.SAME, f"{_signed(seen.cycles.log)} in cycles{_against(seen)}: the clock moved"
-    moved = f"{_signed(seen.time.log)} in time, and so is {seen.baseline}"
-    if seen.cycles is None and not seen.clocks_locked:
-        return Judgement.SAME, f"{moved}: the machine moved"
+def _moved_together(seen: Evidence) -> tuple[Judgement, str]:
+    """The kernel changed, but not against the baseline: the machine did."""
+    moved = f"{_signed(seen.own.log)} in {seen.own_name}, and so is {seen.baseline}"
+    if seen.steady is None and not seen.clocks_locked:
+        return Judgement.SAME, f"{moved}: the machine moved"  # or its clock, which nobody knows
     return Judgement.AMBIGUOUS, f"{moved}: look at the machine, then measure again"
+
+
+def _clock(seen: Evidence, limit: float) -> str:
+    """That the time changed all the same, where it did."""
+    if seen.steady is None or abs(seen.time.log) <= limit:
+        return ""
+    return f" ({_signed(seen.time.log)} as it was: the clock moved)"
+
+
+def _bounds(seen: Change) -> str:
+    return f"{_signed(seen.low)} to {_signed(seen.high)}"
 
 
 def _against(seen: Evidence) -> str:
@@ -150,5 +182,6 @@ def _against(seen: Evidence) -> str:
 
 def _confirmed(seen: Evidence, word: str) -> str:
     size = format_percent(abs(math.expm1(seen.deciding.log)), 1)
-    agreed = f", confirmed in {' and '.join(seen.confirming)}" if seen.confirming else ""
-    return f"{size} {word}{_against(seen)}{agreed}"
+    agreed = "" if seen.paired is None else f", {_signed(seen.own.log)} in {seen.own_name}"
+    at = " at one clock" if seen.paired is None and seen.steady is not None else ""
+    return f"{size} {word}{_against(seen)}{at}{agreed}"

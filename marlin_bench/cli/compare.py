@@ -42,6 +42,8 @@ def compare(
 ) -> None:
     """Compare two runs cell by cell: better, same, worse, ambiguous or invalid, with the baseline's part told apart.
 
+    Runs of two suites are compared in the cells that both have.
+
     Example: marlin-bench compare 20261120 20261121 --backend marlin
     """
     from marlin_bench.compare import compare as compare_records
@@ -69,6 +71,8 @@ def compare(
         noise=None if noise is None else read_noise_map(noise),
         chosen=lambda record: (record.cell, record.backend) in names,
     )
+    if runs[0].meta.suite_digest != runs[1].meta.suite_digest:
+        changes = _shared(changes, runs)
     changes.sort(key=_gravity)
     _print(changes, as_json=as_json)
     counts = {kind: sum(change.judgement is kind for change in changes) for kind in Judgement}
@@ -83,6 +87,17 @@ def _open(argument: str, results: Path | None) -> Run:
     from marlin_bench.store import read_run, results_folder
 
     return read_run(find_run(argument, results_folder(results)))
+
+
+def _shared(changes: list[CellChange], runs: list[Run]) -> list[CellChange]:
+    """What both runs of two suites have; what only one of them has is counted on stderr."""
+    kept = [change for change in changes if change.old is not None and change.new is not None]
+    for run, missing in zip(runs, ("new", "old"), strict=True):
+        alone = [change for change in changes if getattr(change, missing) is None]
+        if alone:
+            names = ", ".join(sorted({change.backend for change in alone}))
+            typer.echo(f"left out: {len(alone)} results that only {run.meta.run} has ({names})", err=True)
+    return kept
 
 
 def _gravity(change: CellChange) -> tuple[int, float]:
@@ -102,6 +117,15 @@ def _bounds(change: Change) -> str:
     return f"{100 * (change.ratio.low - 1):+.2f} to {100 * (change.ratio.high - 1):+.2f}%"
 
 
+def _choices(change: CellChange) -> str:
+    """What tuning settled on, where that is no longer the same."""
+    old, new = change.old, change.new
+    if old is None or new is None or old.choice == new.choice:
+        return ""
+    differing = [key for key in {**old.choice, **new.choice} if old.choice.get(key) != new.choice.get(key)]
+    return "; " + ", ".join(f"{key} {old.choice.get(key, 'none')} → {new.choice.get(key, 'none')}" for key in differing)
+
+
 def _print(changes: list[CellChange], *, as_json: bool) -> None:
     from marlin_bench.judgement import Judgement
     from marlin_bench.table import Column, Line, Table, print_table
@@ -110,13 +134,16 @@ def _print(changes: list[CellChange], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps([_as_json(change) for change in changes], indent=1) + "\n")
         return
+    several_timers = len({change.timer for change in changes}) > 1
     columns = (
         Column("verdict"),
         Column("cell"),
         Column("backend"),
+        *([Column("timer")] if several_timers else []),
         Column("time", right=True),
         Column("95% interval", right=True, rank=3),
         Column("cycles", right=True, rank=2),
+        Column("at one clock", right=True, rank=1),
         Column("against baseline", right=True, rank=1),
         Column("baseline itself", right=True, rank=2),
         Column("tolerance", right=True, rank=4),
@@ -127,18 +154,20 @@ def _print(changes: list[CellChange], *, as_json: bool) -> None:
     for change in changes:
         seen = change.evidence
         numbers = (
-            (NOTHING,) * 6
+            (NOTHING,) * 7
             if seen is None
             else (
                 _percent(seen.time),
                 _bounds(seen.time),
                 _percent(seen.cycles),
+                _percent(seen.steady),
                 _percent(seen.paired),
                 _percent(seen.baseline_part),
                 format_percent(seen.tolerance, 1),
             )
         )
-        cells = (change.judgement.value, change.cell, change.backend, *numbers, change.reason)
+        place = (change.cell, change.backend, *([change.timer] if several_timers else []))
+        cells = (change.judgement.value, *place, *numbers, change.reason + _choices(change))
         lines.append(Line(cells, styles.get(change.judgement, "")))
     dropped = print_table(Table(columns, lines), sys.stdout)
     if dropped:
@@ -155,6 +184,7 @@ def _as_json(change: CellChange) -> dict[str, object]:
             for name, part in (
                 ("time", seen.time),
                 ("cycles", seen.cycles),
+                ("at_one_clock", seen.steady),
                 ("against_baseline", seen.paired),
                 ("baseline", seen.baseline_part),
             )
@@ -166,7 +196,7 @@ def _as_json(change: CellChange) -> dict[str, object]:
         "cell": change.cell,
         "backend": change.backend,
         "timer": change.timer,
-        "reason": change.reason,
+        "reason": change.reason + _choices(change),
         **parts,
     }
 
