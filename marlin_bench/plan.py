@@ -88,7 +88,7 @@ def plan(
             N=layer.N,
             K=layer.K,
             group_size=group_size,
-            backends=chosen_backends,
+            backends=tuple(name for name in suite.backends_at(M) if name in chosen_backends),
             seed=suite.seed,
             timers=suite.sampling.timers,
         )
@@ -96,7 +96,8 @@ def plan(
         for group_size in suite.group_sizes
         for M in chosen_batches
     ]
-    if not (cells and chosen_backends):
+    cells = [cell for cell in cells if cell.backends]
+    if not cells:
         raise SelectionError(f"the selection leaves nothing of suite {suite.name}: name a layer, a backend and an M")
     return cells if only is None else _choose_cells(cells, only)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -80,13 +81,18 @@ class Suite(BaseModel):
     M: tuple[int, ...]
     group_sizes: tuple[int | None, ...]
     backends: tuple[str, ...]
+    largest_M: dict[str, int]
     sampling: Sampling
-    tune: str
+    tune: Literal["quick", "full"]
     energy: Energy | None
     seed: int
     gate: tuple[GateRule, ...]
     text: str
     digest: str
+
+    def backends_at(self, M: int) -> tuple[str, ...]:
+        """The backends that are measured at a batch of M."""
+        return tuple(name for name in self.backends if M <= self.largest_M.get(name, M))
 
     @cached_property
     def layer_by_shape(self) -> dict[tuple[int, int], Layer]:
@@ -140,7 +146,8 @@ def parse_suite(text: str, *, source: str, name: str, folder: Path | None = None
         written = SuiteFile.model_validate(document.data)
     except ValidationError as error:
         raise first_complaint(error, document) from error
-    _check_backends(written.backends, document)
+    limits = written.backend_limits
+    _check_backends(tuple(limits), document)
     layers, models = _resolve_layers(written, document, folder or Path())
     group_sizes = tuple(group_rows(size) for size in written.group_sizes)
     _check_groups(layers, group_sizes, document)
@@ -155,7 +162,8 @@ def parse_suite(text: str, *, source: str, name: str, folder: Path | None = None
         models=models,
         M=expanded_batches(written.M),
         group_sizes=group_sizes,
-        backends=written.backends,
+        backends=tuple(limits),
+        largest_M={backend: limit for backend, limit in limits.items() if limit is not None},
         sampling=written.sampling,
         tune=written.tune,
         energy=written.energy,

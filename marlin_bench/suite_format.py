@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from marlin_bench.gate_rules import GateRule
-from marlin_bench.suite_values import Batches, Features, GroupSize, StrictModel, TimerName, by_kind
+from marlin_bench.suite_values import Batch, Batches, Features, GroupSize, StrictModel, TimerName, by_kind
 
 LAYER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Layer names are parts of cell ids, which are selected by glob: no slash, no blank, no glob character."""
@@ -119,6 +119,26 @@ LayerEntry = Annotated[
 ]
 
 
+class LimitedBackend(StrictModel):
+    """A backend that is measured up to some batch only: a kernel for decoding takes minutes at prefill sizes."""
+
+    name: str
+    """Its name, see `marlin-bench list backends`."""
+    up_to_M: Batch
+    """The largest M at which it is measured."""
+
+
+BackendEntry = Annotated[
+    Annotated[str, Tag("word")] | Annotated[LimitedBackend, Tag("limited")],
+    by_kind(text="word", other="limited"),
+]
+
+
+def _distinct_backends(entries: tuple[str | LimitedBackend, ...]) -> tuple[str | LimitedBackend, ...]:
+    _distinct(tuple(entry if isinstance(entry, str) else entry.name for entry in entries))
+    return entries
+
+
 class Sampling(StrictModel):
     """How each backend of a cell is timed."""
 
@@ -167,8 +187,10 @@ class SuiteFile(StrictModel):
     """Batch rows: numbers and ranges such as `{pow2: [1, 1024]}`; each M is measured once."""
     group_sizes: Annotated[tuple[GroupSize, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)] = (128,)
     """Weights that share a scale: numbers, or `column` for one scale a column."""
-    backends: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
-    """Kernels and baselines, see `marlin-bench list backends`."""
+    backends: Annotated[
+        tuple[BackendEntry, ...], Field(strict=False, min_length=1), AfterValidator(_distinct_backends)
+    ]
+    """Kernels and baselines by name; `{name: tinygemm, up_to_M: 64}` leaves larger batches out."""
     sampling: Sampling = Field(default_factory=Sampling)
     """How each backend of a cell is timed."""
     tune: Literal["quick", "full"] = "quick"
@@ -179,6 +201,14 @@ class SuiteFile(StrictModel):
     """Seed of the operands and of the order within blocks."""
     gate: Annotated[tuple[GateRule, ...], Field(strict=False)] = ()
     """Rules that `marlin-bench gate` judges a run by."""
+
+    @property
+    def backend_limits(self) -> dict[str, int | None]:
+        """Every backend's name with the largest M it is measured at, None for any."""
+        return {
+            entry if isinstance(entry, str) else entry.name: None if isinstance(entry, str) else entry.up_to_M
+            for entry in self.backends
+        }
 
     @property
     def clocks_policy(self) -> Clocks:

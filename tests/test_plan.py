@@ -44,6 +44,17 @@ def test_cells_of_a_layer_and_group_follow_each_other_with_M_ascending(suite):
     ]
 
 
+def test_a_backend_with_a_limit_is_left_out_of_larger_batches():
+    text = TEXT.replace("tinygemm, marlin", "{name: tinygemm, up_to_M: 8}, marlin")
+    suite = parse_suite(text, source="mine.yaml", name="mine")
+    assert suite.backends == ("cublas_fp16", "tinygemm", "marlin")
+    backends = {cell.M: cell.backends for cell in plan(suite)}
+    assert backends == {1: ("cublas_fp16", "tinygemm", "marlin"), 16: ("cublas_fp16", "marlin")}
+    assert {cell.M for cell in plan(suite, backends=["tinygemm"])} == {1}
+    with pytest.raises(SelectionError, match="leaves nothing"):
+        plan(suite, backends=["tinygemm"], batches=[16])
+
+
 def test_every_cell_of_every_shipped_suite_has_an_id_of_its_own():
     for name in ("h200", "a10", "cpu", "smoke"):
         shipped = load_suite(name)
