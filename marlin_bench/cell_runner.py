@@ -3,7 +3,8 @@
 A backend that takes the worker down costs itself alone: it gets a record with the reason, the blocks that the others
 had finished are kept, and the rest of the cell is measured again in a fresh worker. A backend with `isolation: own`
 is measured in a worker of its own together with the cell's baselines, under a cell name of its own, so that its
-ratios are paired all the same.
+ratios are paired all the same; that worker lives as long as the shared one. A backend that runs out of memory in a
+worker that others have used gets one more chance in a fresh one, the same way: what they leaked is not its fault.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
+from marlin_bench.backends.protocol import Effort
 from marlin_bench.executor import Executor, Session, WorkerLostError
 from marlin_bench.messages import BlockDone, CellDone, HeldClocks, MeasureCell, PhaseEntered, RecordDone, Verified
 from marlin_bench.plan import Cell
@@ -28,6 +30,7 @@ class BackendFacts:
     own_process: bool
     format: str
     activation_dtype: str
+    output_dtype: str
     version: str
 
 
@@ -39,6 +42,7 @@ class RunContext:
     device: str
     sampling: Sampling
     clock_origin: float
+    effort: Effort = "quick"
     clocks: HeldClocks = field(default_factory=HeldClocks)
     verify_only: bool = False
     energy: Energy | None = None
@@ -67,39 +71,91 @@ class _Progress:
     phase: str = "start"
     blocks: dict[tuple[str, TimerName], list[Block]] = field(default_factory=dict)
     recorded: list[Record] = field(default_factory=list)
+    starved: list[Record] | None = None
     verified: list[str] = field(default_factory=list)
 
     def settled(self) -> set[str]:
-        return {record.backend for record in self.recorded} | set(self.verified)
+        return {record.backend for record in (*self.recorded, *(self.starved or ()))} | set(self.verified)
+
+
+_SHARED = ""
 
 
 class DeviceRunner:
-    """Runs cells on one device, replacing its worker when it dies."""
+    """Runs cells on one device, replacing its workers when they die."""
 
     def __init__(self, executor: Executor, device: str) -> None:
         self._executor = executor
         self._device = device
-        self.session: Session = executor.open(device)
+        self._sessions: dict[str, Session] = {}  # by backend with a process of its own; the shared one under ""
+        self._used: set[str] = set()
+        self._turn_to(_SHARED)
+
+    def _turn_to(self, owner: str) -> None:
+        """Make the worker of `owner` the one in use."""
+        if owner not in self._sessions:
+            self._sessions[owner] = self._executor.open(self._device)
+            self._used.discard(owner)
+        self._owner = owner
+
+    @property
+    def session(self) -> Session:
+        """The worker in use."""
+        return self._sessions[self._owner]
 
     def _restart(self) -> None:
-        self.session.close()
-        self.session = self._executor.open(self._device)
+        self._sessions.pop(self._owner).close()
+        self._turn_to(self._owner)
 
     def close(self) -> None:
-        """End the worker."""
-        self.session.close()
+        """End every worker."""
+        while self._sessions:
+            self._sessions.popitem()[1].close()
 
     def run(self, cell: Cell, facts: dict[str, BackendFacts], context: RunContext, listener: Listener) -> float:
         """Measure a cell; every backend of it ends with a record (or verified). Gives the seconds of timed work."""
         shared = tuple(name for name in cell.backends if not facts[name].own_process)
-        timed_s = self._run_group(cell, shared, facts, context, listener, isolated=False) if shared else 0.0
         baselines = tuple(name for name in shared if facts[name].is_baseline)
+        self._turn_to(_SHARED)
+        timed_s, starved = self._run_group(cell, shared, facts, context, listener, isolated=False)
         for name in cell.backends:
             if facts[name].own_process:
-                alone = replace(cell, id=f"{cell.id}+{name}")
-                self._restart()
-                timed_s += self._run_group(alone, (*baselines, name), facts, context, listener, isolated=True)
-                self._restart()
+                self._turn_to(name)
+                seconds, hungry = self._run_alone(cell, (*baselines, name), facts, context, listener)
+                timed_s, starved = timed_s + seconds, [*starved, *hungry]
+        for record in starved:
+            timed_s += self._second_chance(cell, record, baselines, facts, context, listener)
+        return timed_s
+
+    def _run_alone(
+        self,
+        cell: Cell,
+        backends: tuple[str, ...],
+        facts: dict[str, BackendFacts],
+        context: RunContext,
+        listener: Listener,
+    ) -> tuple[float, list[Record]]:
+        """The last of `backends` with the baselines before it, under a cell name of its own."""
+        alone = replace(cell, id=f"{cell.id}+{backends[-1]}")
+        return self._run_group(alone, tuple(dict.fromkeys(backends)), facts, context, listener, isolated=True)
+
+    def _second_chance(
+        self,
+        cell: Cell,
+        record: Record,
+        baselines: tuple[str, ...],
+        facts: dict[str, BackendFacts],
+        context: RunContext,
+        listener: Listener,
+    ) -> float:
+        """The backend of an out-of-memory record in a fresh worker, with no other on the device."""
+        name = record.backend
+        self.close()
+        self._turn_to(name if facts[name].own_process else _SHARED)
+        others = tuple(other for other in baselines if other != name)
+        timed_s, still = self._run_alone(cell, (*others, name), facts, context, listener)
+        for again in still:
+            listener.record(again)
         return timed_s
 
     def _run_group(
@@ -111,18 +167,26 @@ class DeviceRunner:
         listener: Listener,
         *,
         isolated: bool,
-    ) -> float:
+    ) -> tuple[float, list[Record]]:
+        """Measure some backends in the worker in use; gives the seconds of timed work.
+
+        And the out-of-memory records of those that may have starved in a worker that others have used.
+        """
+        candidates = [name for name in backends if not facts[name].is_baseline]
+        may_starve = self._owner in self._used or len(candidates) > 1
+        self._used.add(self._owner)
+        starved: list[Record] = []
         kept: dict[tuple[str, TimerName], list[Block]] = {}
         remaining = backends
         timed_s = 0.0
         while remaining:
-            progress = _Progress()
+            progress = _Progress(starved=starved if may_starve else None)
             first_block = 1 + max((block.index for blocks in kept.values() for block in blocks), default=-1)
             request = self._request(cell, remaining, facts, context, first_block, isolated=isolated)
             try:
                 for reply in self.session.ask(request, context.sampling.timeout_seconds):
                     timed_s += self._note(reply, progress, kept, listener)
-                return timed_s
+                return timed_s, starved
             except WorkerLostError as lost:
                 blamed = progress.blamed or remaining[0]
                 listener.record(self._obituary(cell, facts[blamed], context, lost, progress.phase, isolated=isolated))
@@ -131,7 +195,7 @@ class DeviceRunner:
                 settled = progress.settled() | {blamed}
                 remaining = tuple(name for name in remaining if name not in settled)
                 self._restart()
-        return timed_s
+        return timed_s, starved
 
     def _note(
         self, reply: object, progress: _Progress, kept: dict[tuple[str, TimerName], list[Block]], listener: Listener
@@ -143,6 +207,9 @@ class DeviceRunner:
             progress.blocks.setdefault((reply.backend, reply.timer), []).append(reply.block)
         elif isinstance(reply, RecordDone):
             record = reply.record
+            if progress.starved is not None and record.status is Status.OUT_OF_MEMORY:
+                progress.starved.append(record)
+                return 0.0
             earlier = kept.get((record.backend, record.timer), [])
             if earlier and record.status is Status.OK:
                 record = record.model_copy(update={"blocks": [*earlier, *record.blocks]})
@@ -179,6 +246,7 @@ class DeviceRunner:
                 "backends": backends,
                 "baselines": tuple(name for name in backends if facts[name].is_baseline),
                 "sampling": context.sampling,
+                "effort": context.effort,
                 "run": context.run,
                 "device": context.device,
                 "clocks": context.clocks,
@@ -211,6 +279,7 @@ class DeviceRunner:
             group_size=cell.group_size,
             format=facts.format,
             activation_dtype=facts.activation_dtype,
+            output_dtype=facts.output_dtype,
             status=lost.status,
             reason=f"{lost.reason} (during {phase})",
             clocks_locked=context.clocks.locked,

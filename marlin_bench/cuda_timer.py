@@ -34,13 +34,22 @@ def _event() -> torch.cuda.Event:
 
 def capture(launches: Sequence[Launch], rounds: int = 1) -> torch.cuda.CUDAGraph:
     """A graph of `rounds` times all `launches`, in order, on one stream."""
+    return _capture_with_results(launches, rounds)[0]
+
+
+def _capture_with_results(
+    launches: Sequence[Launch], rounds: int
+) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor | None]]:
+    """The graph and what the launches of its last round give: tensors in the graph's own pool, kept from reuse."""
     graph = torch.cuda.CUDAGraph()
+    results: list[torch.Tensor | None] = [None] * len(launches)
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
         for _ in range(rounds):
-            for launch in launches:
-                launch()
-    return graph
+            for index, launch in enumerate(launches):
+                results[index] = None  # an earlier round's memory may serve the next launch, as it does outside a graph
+                results[index] = launch()
+    return graph, results
 
 
 def quick_seconds(launches: Sequence[Launch], repeats: int = 3) -> float:
@@ -92,6 +101,7 @@ def fastest(contestants: Mapping[str, Sequence[Launch]]) -> str:
 @dataclass(frozen=True)
 class _GraphStopwatch:
     graph: torch.cuda.CUDAGraph
+    results: Sequence[torch.Tensor | None]
     launches: int
     probe: ClockProbe
 
@@ -133,13 +143,13 @@ class GraphTimer:
 
     def stopwatch(self, launches: Sequence[Launch], block_seconds: float) -> Stopwatch:
         """Capture as many rounds as fill a block; the launches have run before, so nothing is compiled in capture."""
-        one_round = _GraphStopwatch(capture(launches), len(launches), self.probe)
+        one_round = _GraphStopwatch(*_capture_with_results(launches, 1), len(launches), self.probe)
         round_seconds = one_round.sample().times[0] * len(launches)
         if round_seconds >= block_seconds:
             return one_round
         round_seconds = min(round_seconds, one_round.sample().times[0] * len(launches))  # the first one was cold
         rounds = rounds_for(block_seconds, round_seconds, len(launches), _MOST_GRAPH_NODES)
-        several = _GraphStopwatch(capture(launches, rounds), rounds * len(launches), self.probe)
+        several = _GraphStopwatch(*_capture_with_results(launches, rounds), rounds * len(launches), self.probe)
         several.sample()
         return several
 
@@ -163,6 +173,7 @@ class _ColdStopwatch:
     probe: ClockProbe
     overhead: float
     sink: torch.Tensor = field(init=False)
+    results: list[torch.Tensor | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sink = torch.empty((), dtype=torch.int64, device="cuda")
@@ -171,15 +182,15 @@ class _ColdStopwatch:
     def launches(self) -> int:
         return len(self.round)
 
-    def _cold(self, launch: Launch) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    def _cold(self, launch: Launch) -> tuple[torch.cuda.Event, torch.cuda.Event, torch.Tensor | None]:
         start, stop = _event(), _event()
         reset_persisting_l2()
         torch.sum(self.flush, dim=0, out=self.sink)
         self.probe.spin(_HOLD_NANOSECONDS)
         start.record()
-        launch()
+        result = launch()
         stop.record()
-        return start, stop
+        return start, stop, result
 
     def sample(self) -> Sample:
         started = time.monotonic()
@@ -187,7 +198,8 @@ class _ColdStopwatch:
         pairs = [self._cold(launch) for launch in self.round]
         self.probe.mark(1)
         torch.cuda.synchronize()
-        times = [max(0.0, start.elapsed_time(stop) * 1e-3 - self.overhead) for start, stop in pairs]
+        times = [max(0.0, start.elapsed_time(stop) * 1e-3 - self.overhead) for start, stop, _ in pairs]
+        self.results[:] = [result for _, _, result in pairs]
         return Sample(times, started, time.monotonic(), self.probe.hertz(0, 1))
 
     def keep_busy(self, seconds: float) -> int:

@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -18,18 +19,21 @@ import torch
 from torch import Tensor
 
 from marlin_bench.backends import TWIN_SUFFIX, load_backend
-from marlin_bench.backends.protocol import Backend, Choice, Packed
+from marlin_bench.backends.protocol import Backend, Choice, Effort, EightBitActivations, EightBitBackend, Packed
 from marlin_bench.check import check_output, fault, poison
 from marlin_bench.machine import Machine, TelemetryWindow
 from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
 from marlin_bench.plan import Cell
+from marlin_bench.problem import DTYPE_BITS
 from marlin_bench.quantize import QuantizedWeights
-from marlin_bench.record import Block, Check, EnergyUse, Flag, Record, Rotation, Status, TimerName, record_id
+from marlin_bench.record import Block, Check, EnergyUse, Flag, Record, Rotation, Status, TimerName, Tuning, record_id
 from marlin_bench.statistics import median_interval, paired_ratio
 from marlin_bench.suite_format import Sampling
 from marlin_bench.telemetry import flags as telemetry_flags
 from marlin_bench.telemetry import must_repeat
 from marlin_bench.timer import Launch, Sample, Stopwatch
+from marlin_bench.torch_state import watched
+from marlin_bench.tuning import SEARCH_SECONDS, question_of, search
 
 DISTINCT_SETS = 2  # operand sets with data of their own; further ones rotate the same data at other addresses
 L2_ROUNDS = 5  # a round of launches reads at least this many times the L2
@@ -38,6 +42,7 @@ _MOST_SETS = 512
 _LEAST_BLOCKS = 6  # fewer samples have no 95 % interval
 _CHECK_EVERY = 5
 _CROSS_CHECK_BLOCKS = 10
+_SEARCH_BLOCK_SECONDS = 0.002  # what a candidate of a search is timed with
 _COOL_DOWN_SECONDS = 2.0
 _MOST_REPEATS = 3
 
@@ -73,6 +78,7 @@ class Job:
     clocks_locked: bool = False
     profile: Literal["burst", "sustained"] = "burst"
     isolated: bool = False
+    effort: Effort = "quick"
     first_block: int = 0
     clock_origin: float = 0.0
     energy_seconds: float | None = None
@@ -121,12 +127,15 @@ class Entrant:
 
     backend: Backend
     packed: list[Packed]
-    activations: list[Tensor]
     outputs: list[Tensor]
     expected: list[Tensor]
     choice: Choice
+    tuning: Tuning
     launches: list[Launch]
     prepare_s: float
+    eight_bit: list[EightBitActivations] = field(default_factory=list)
+    quantization_s: float | None = None
+    canonical_error: float | None = None
     checks: list[Check] = field(default_factory=list)
     stopwatches: dict[TimerName, Stopwatch] = field(default_factory=dict)
     blocks: dict[TimerName, list[Block]] = field(default_factory=dict)
@@ -157,6 +166,11 @@ class CellMeasurement:
         self.power_w: float | None = None
         self._activations: dict[str, list[Tensor]] = {}
         self._canonical: dict[str, list[Tensor]] = {}
+        self._changed_settings: dict[str, set[str]] = {}
+
+    def _watched(self, backend: str) -> AbstractContextManager[None]:
+        """Around whatever runs a backend's code: what it changes for the whole process is put back and remembered."""
+        return watched(self._changed_settings.setdefault(backend, set()))
 
     # -- preparation ------------------------------------------------------------------------------------------------
 
@@ -188,26 +202,79 @@ class CellMeasurement:
         if missing is not None:
             return Status.MISSING, f"{missing.reason}: {missing.remedy}"
         sentence = backend.unsupported(self.cell.problem, self.machine.traits)
-        return None if sentence is None else (Status.UNSUPPORTED, sentence)
+        if sentence is not None:
+            return Status.UNSUPPORTED, sentence
+        try:
+            with self._watched(backend.name):
+                backend.load()
+        except (ImportError, OSError, AttributeError) as error:
+            return Status.MISSING, f"it cannot be loaded ({' '.join(str(error).split())}): {backend.remedy()}"
+        return None
 
     def _enter(self, backend: Backend) -> Entrant:
         began = time.monotonic()
-        packed = self.cache.packed_sets(backend, self.machine)
-        distinct = self._activation_sets(backend.activation_dtype)
-        activations = [distinct[index % DISTINCT_SETS] for index in range(len(packed))]
-        shape = (self.cell.M, self.cell.N)
-        outputs = [
-            torch.empty(shape, dtype=DTYPES[backend.output_dtype], device=self.machine.torch_device) for _ in packed
-        ]
-        choice = backend.tune(packed, activations, outputs)
-        launches = [
-            backend.launch(one, activation, output, choice)
-            for one, activation, output in zip(packed, activations, outputs, strict=True)
-        ]
-        self.machine.synchronize()
+        with self._watched(backend.name):
+            packed = self.cache.packed_sets(backend, self.machine)
+            distinct = self._activation_sets(backend.activation_dtype)
+            activations = [distinct[index % DISTINCT_SETS] for index in range(len(packed))]
+            outputs = [
+                torch.empty(
+                    (self.cell.M, self.cell.N), dtype=DTYPES[backend.output_dtype], device=self.machine.torch_device
+                )
+                for _ in packed
+            ]
+            eight_bit: list[EightBitActivations] = []
+            if isinstance(backend, EightBitBackend):
+                eight_bit = [backend.quantize(activation) for activation in distinct]
+                for given in eight_bit:
+                    given.quantize()
+
+            def launches_with(choice: Choice) -> list[Launch]:
+                if isinstance(backend, EightBitBackend):
+                    given = [eight_bit[index % DISTINCT_SETS] for index in range(len(packed))]
+                    return [
+                        backend.multiply(*operands, choice) for operands in zip(packed, given, outputs, strict=True)
+                    ]
+                return [
+                    backend.launch(*operands, choice) for operands in zip(packed, activations, outputs, strict=True)
+                ]
+
+            choice, tuning = self._choose(backend, packed, activations, outputs, launches_with)
+            launches = launches_with(choice)
+            self.machine.synchronize()
         prepare_s = time.monotonic() - began
-        expected = self._expected(backend, packed)
-        return Entrant(backend, packed, activations, outputs, expected, choice, launches, prepare_s)
+        expected = self._expected(backend, packed, eight_bit)
+        return Entrant(backend, packed, outputs, expected, choice, tuning, launches, prepare_s, eight_bit)
+
+    def _choose(
+        self,
+        backend: Backend,
+        packed: Sequence[Packed],
+        activations: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        launches_with: Callable[[Choice], list[Launch]],
+    ) -> tuple[Choice, Tuning]:
+        """What `backend` runs with: the fastest of its candidates, or what it settles on itself."""
+        self.emitter.phase(backend.name, "tune")
+        effort = self.job.effort
+        question = question_of(backend, self.cell.problem, self.machine.traits, effort)
+        if question is None:
+            began = time.monotonic()
+            choice = backend.tune(packed, activations, outputs, effort)
+            self.machine.synchronize()
+            return choice, Tuning(effort=effort, seconds=time.monotonic() - began)
+        limit_s = min(SEARCH_SECONDS[effort], self.job.sampling.timeout_seconds / 2)
+
+        def seconds_of(candidate: Choice) -> float:
+            self.emitter.phase(backend.name, "tune")  # a sign of life for each
+            launches = launches_with(candidate)
+            for launch in launches:
+                launch()
+            self.machine.synchronize()
+            stopwatch = self.machine.timers["kernel"].stopwatch(launches, _SEARCH_BLOCK_SECONDS)
+            return min(min(stopwatch.sample().times) for _ in range(2))
+
+        return search(question, seconds_of, limit_s=limit_s)
 
     def _activation_sets(self, dtype: str) -> list[Tensor]:
         if dtype not in self._activations:
@@ -219,21 +286,31 @@ class CellMeasurement:
             ]
         return self._activations[dtype]
 
-    def _expected(self, backend: Backend, packed: Sequence[Packed]) -> list[Tensor]:
-        """Float64 answers of the distinct sets; those judged against the canonical weights share theirs."""
-        activations = self._activation_sets(backend.activation_dtype)
+    def _expected(
+        self, backend: Backend, packed: Sequence[Packed], eight_bit: Sequence[EightBitActivations]
+    ) -> list[Tensor]:
+        """Float64 answers of the distinct sets; those judged against the canonical operands share theirs."""
         count = min(DISTINCT_SETS, len(packed))
-        if any(one.reference for one in packed[:count]):
-            return [
-                expected_product(activations[index], WeightSource(self.cache.weights[index], packed[index].reference))
-                for index in range(count)
-            ]
-        if backend.activation_dtype not in self._canonical:
-            self._canonical[backend.activation_dtype] = [
+        if not eight_bit and not any(one.reference for one in packed[:count]):
+            return self._canonical_products(backend.activation_dtype)[:count]
+        activations = self._activation_sets(backend.activation_dtype)
+        return [
+            expected_product(
+                eight_bit[index].dequantized() if eight_bit else activations[index],
+                WeightSource(self.cache.weights[index], packed[index].reference),
+            )
+            for index in range(count)
+        ]
+
+    def _canonical_products(self, activation_dtype: str) -> list[Tensor]:
+        """Float64 products of the activations of a dtype with the canonical weights."""
+        if activation_dtype not in self._canonical:
+            activations = self._activation_sets(activation_dtype)
+            self._canonical[activation_dtype] = [
                 expected_product(activations[index], WeightSource(self.cache.weights[index]))
                 for index in range(DISTINCT_SETS)
             ]
-        return self._canonical[backend.activation_dtype][:count]
+        return self._canonical[activation_dtype]
 
     # -- checks -----------------------------------------------------------------------------------------------------
 
@@ -242,14 +319,32 @@ class CellMeasurement:
         right = []
         for entrant in entrants:
             self.emitter.phase(entrant.name, "check")
-            for output in entrant.outputs:
-                poison(output)
-            for launch in entrant.launches:
-                launch()
-            self.machine.synchronize()
-            if self._judge(entrant, entrant.expected, "before"):
+            with self._watched(entrant.name):
+                results = self._run_once(entrant)
+            if self._judge(entrant, results, entrant.expected, "before"):
+                if entrant.eight_bit or any(one.reference for one in entrant.packed):
+                    canonical = self._canonical_products(entrant.backend.activation_dtype)[0]
+                    entrant.canonical_error = check_output(results[0], canonical, 0.0, "before").mean_error
                 right.append(entrant)
         return right
+
+    def _run_once(self, entrant: Entrant) -> list[Tensor]:
+        """Every launch once, with what each gave; the first call, which may compile, is timed."""
+        results: list[Tensor] = []
+        for output in entrant.outputs:
+            poison(output)
+        for launch, output in zip(entrant.launches, entrant.outputs, strict=True):
+            stale = torch.empty_like(output)  # memory that a result of the backend's own is likely to be made in
+            poison(stale)
+            del stale
+            began = time.monotonic()
+            own = launch()
+            if not results:
+                self.machine.synchronize()
+                entrant.tuning = entrant.tuning.model_copy(update={"first_call_s": time.monotonic() - began})
+            results.append(output if own is None else own)
+        self.machine.synchronize()
+        return results
 
     def check_after(self, entrants: list[Entrant]) -> list[Entrant]:
         """Replay what was timed on other activations: whoever cached an answer, or stopped computing, is caught.
@@ -262,20 +357,33 @@ class CellMeasurement:
         right = []
         for entrant in entrants:
             self.emitter.phase(entrant.name, "check after timing")
-            for output in entrant.outputs:
+            stopwatch = entrant.stopwatches["kernel"]
+            for output in (*entrant.outputs, *(result for result in stopwatch.results if result is not None)):
                 poison(output)
-            self.machine.synchronize()
-            entrant.stopwatches["kernel"].sample()
-            if self._judge(entrant, [answer.roll(1, 0).neg() for answer in entrant.expected], "after"):
+            with self._watched(entrant.name):
+                for given in entrant.eight_bit:
+                    given.quantize()
+                self.machine.synchronize()
+                stopwatch.sample()
+            results = [
+                output if own is None else own for own, output in zip(stopwatch.results, entrant.outputs, strict=True)
+            ]
+            expected = [answer.roll(1, 0).neg() for answer in entrant.expected]
+            if entrant.eight_bit:  # a quantiser need not be symmetric
+                expected = self._expected(entrant.backend, entrant.packed, entrant.eight_bit)
+            if self._judge(entrant, results, expected, "after"):
                 right.append(entrant)
         return right
 
-    def _judge(self, entrant: Entrant, expected: list[Tensor], when: str) -> bool:
-        last = len(entrant.outputs) - 1
+    def _judge(self, entrant: Entrant, results: Sequence[Tensor], expected: list[Tensor], when: str) -> bool:
+        last = len(results) - 1
         worst: Check | None = None
         for index in sorted({*range(len(expected)), last}):
+            entrant.reason = self._misfit(entrant.backend, results[index])
+            if entrant.reason:
+                break
             check = check_output(
-                entrant.outputs[index],
+                results[index],
                 expected[index % len(expected)],
                 entrant.backend.tolerance,
                 "after" if when == "after" else "before",
@@ -292,6 +400,13 @@ class CellMeasurement:
         self.emitter.record(self._record(entrant.backend, "kernel", Status.WRONG, entrant.reason, entrant))
         return False
 
+    def _misfit(self, backend: Backend, result: Tensor) -> str | None:
+        """One sentence when a result of the backend's own is no [M, N] tensor of its output dtype."""
+        wanted = ((self.cell.M, self.cell.N), DTYPES[backend.output_dtype])
+        if (tuple(result.shape), result.dtype) == wanted:
+            return None
+        return f"it gives {result.dtype} {list(result.shape)} where {wanted[1]} {list(wanted[0])} belongs"
+
     # -- timing -----------------------------------------------------------------------------------------------------
 
     def time(self, entrants: list[Entrant]) -> None:
@@ -303,16 +418,32 @@ class CellMeasurement:
                     continue
                 for entrant in entrants:
                     self.emitter.phase(entrant.name, f"prepare timer {timer}")
-                    stopwatch = self.machine.timers[timer].stopwatch(entrant.launches, self.job.sampling.block_seconds)
+                    with self._watched(entrant.name):
+                        stopwatch = self.machine.timers[timer].stopwatch(
+                            entrant.launches, self.job.sampling.block_seconds
+                        )
                     entrant.stopwatches[timer] = stopwatch
                     entrant.blocks[timer], entrant.throttled_blocks[timer] = [], []
                 self._blocks(timer, entrants, window)
+            for entrant in entrants:
+                self._time_quantization(entrant)
             self.power_w = None if window is None else window(began, time.monotonic()).power_w
         if self.job.energy_seconds is not None:
             for entrant in entrants:
                 self.emitter.phase(entrant.name, "energy")
                 headline = entrant.stopwatches[self.cell.timers[0]]
                 entrant.energy = self.machine.energy(headline, self.job.energy_seconds)
+
+    def _time_quantization(self, entrant: Entrant) -> None:
+        """What making 8-bit activations takes, beside the product: the median of a few blocks."""
+        if not entrant.eight_bit:
+            return
+        self.emitter.phase(entrant.name, "activation quantisation")
+        with self._watched(entrant.name):
+            launches = [given.quantize for given in entrant.eight_bit]
+            stopwatch = self.machine.timers["kernel"].stopwatch(launches, self.job.sampling.block_seconds)
+            times = sorted(time for _ in range(_CROSS_CHECK_BLOCKS) for time in stopwatch.sample().times)
+        entrant.quantization_s = times[len(times) // 2]
 
     def _blocks(self, timer: TimerName, entrants: list[Entrant], window: TelemetryWindow | None) -> None:
         sampling = self.job.sampling
@@ -400,7 +531,8 @@ class CellMeasurement:
         """One backend's turn; while the hardware slows itself down, measured again after a cool-down."""
         for attempt in range(_MOST_REPEATS):
             self.emitter.phase(entrant.name, "timing")
-            sample = entrant.stopwatches[timer].sample()
+            with self._watched(entrant.name):
+                sample = entrant.stopwatches[timer].sample()
             block = self._block(sample, index, position, window)
             if block.telemetry is None or not must_repeat(block.telemetry) or attempt == _MOST_REPEATS - 1:
                 break
@@ -452,11 +584,13 @@ class CellMeasurement:
         problem, backend = self.cell.problem, entrant.backend
         fmt = backend.format(problem)
         resident = self._rotation(entrant, "kernel").bytes < self.machine.traits.l2_bytes
-        moved = 0.0 if resident else problem.traffic(fmt, backend.activation_bits).total
+        bits = DTYPE_BITS[backend.operand_dtype]
+        moved = 0.0 if resident else problem.traffic(fmt, bits, DTYPE_BITS[backend.output_dtype]).total
+        flop = problem.executed_flop(fmt) * min(bits, 16) / 16  # tensor cores are twice as fast on 8 bits as on 16
         for blocks in entrant.blocks.values():
             times = [time for block in blocks for time in block.times]
             clocks = [block.sm_clock_hz for block in blocks if block.sm_clock_hz]
-            floor = self.machine.limits.floor_seconds(moved, problem.executed_flop(fmt), max(clocks, default=None))
+            floor = self.machine.limits.floor_seconds(moved, flop, max(clocks, default=None))
             typical = sorted(times)[len(times) // 2]
             if not typical >= floor:
                 return f"median {typical:.4g} s is below the physical floor of {floor:.4g} s"
@@ -476,6 +610,8 @@ class CellMeasurement:
             flags.add(Flag.NOT_CONVERGED)
         if self._rotation(entrant, timer).bytes < L2_ROUNDS * self.machine.traits.l2_bytes:
             flags.add(Flag.FEW_OPERAND_SETS)
+        if self._changed_settings.get(entrant.name):
+            flags.add(Flag.CHANGED_SETTINGS)
         return sorted(flags)
 
     def _record(
@@ -499,7 +635,8 @@ class CellMeasurement:
             K=cell.K,
             group_size=cell.group_size,
             format=backend.format(cell.problem).name,
-            activation_dtype=backend.activation_dtype,
+            activation_dtype=backend.operand_dtype,
+            output_dtype=backend.output_dtype,
             status=status,
             reason=reason,
             clocks_locked=self.job.clocks_locked,
@@ -513,7 +650,10 @@ class CellMeasurement:
             update={
                 "stored_bytes": entrant.packed[0].nbytes,
                 "choice": dict(entrant.choice),
+                "tuning": entrant.tuning,
                 "prepare_s": entrant.prepare_s,
+                "activation_quantization_s": entrant.quantization_s,
+                "canonical_error": entrant.canonical_error,
                 "checks": entrant.checks,
                 "rotation": self._rotation(entrant, timer),
             }

@@ -56,6 +56,7 @@ class MeasureCell(_Message):
     backends: tuple[str, ...]
     baselines: tuple[str, ...]
     sampling: Sampling
+    effort: Literal["quick", "full"]
     run: str
     device: str
     clocks: HeldClocks

@@ -63,7 +63,13 @@ BF16 = Format("bf16", 16)
 FP32 = Format("fp32", 32)
 FP16_2OF4 = Format("fp16_2of4", 16, kept=Fraction(1, 2), metadata_bits=1)
 """2:4-sparse FP16: half the weights, and two bits of position each."""
-_UNQUANTIZED = {fmt.name: fmt for fmt in (FP16, BF16, FP32, FP16_2OF4)}
+FP8 = Format("fp8", 8, scale_bits=32)
+"""E4M3 codes with an FP32 scale a column."""
+FP8_TENSOR = Format("fp8_tensor", 8)
+"""E4M3 codes with one scale in all."""
+INT8 = Format("int8", 8, scale_bits=32)
+"""8-bit integers with an FP32 scale a column."""
+_FIXED = {fmt.name: fmt for fmt in (FP16, BF16, FP32, FP16_2OF4, FP8, FP8_TENSOR, INT8)}
 
 
 def int4(group_size: int | None, *, zero_points: bool = False, sparse: bool = False) -> Format:
@@ -84,17 +90,33 @@ def int4(group_size: int | None, *, zero_points: bool = False, sparse: bool = Fa
     )
 
 
+def nf4(block: int) -> Format:
+    """4-bit codes of a table (NormalFloat) with an FP32 scale for each `block` rows."""
+    return Format(f"nf4_g{block}", 4, scale_bits=32, group_size=block)
+
+
+def fp4(block: int) -> Format:
+    """4-bit floating-point codes with an FP32 scale for each `block` rows."""
+    return Format(f"fp4_g{block}", 4, scale_bits=32, group_size=block)
+
+
+_TABLE_FORMATS = {"nf4": nf4, "fp4": fp4}
+_TABLE_NAME = re.compile(r"(?P<kind>nf4|fp4)_g(?P<block>[1-9]\d*)")
 _INT4_NAME = re.compile(r"int4(?P<sparse>_2of4)?_g(?P<group>\d+|K)(?P<zero>_zp)?")
 
 
 def parse_format(name: str) -> Format:
     """The format called `name`; FormatError when there is none."""
-    if name in _UNQUANTIZED:
-        return _UNQUANTIZED[name]
+    if name in _FIXED:
+        return _FIXED[name]
+    table = _TABLE_NAME.fullmatch(name)
+    if table is not None:
+        return _TABLE_FORMATS[table["kind"]](int(table["block"]))
     match = _INT4_NAME.fullmatch(name)
     if match is None:
         raise FormatError(
-            f"unknown weight format '{name}': use fp16, bf16, fp32, fp16_2of4 or int4[_2of4]_g<size|K>[_zp]"
+            f"unknown weight format '{name}': use {', '.join(_FIXED)}, nf4_g<size>, fp4_g<size> or "
+            "int4[_2of4]_g<size|K>[_zp]"
         )
     group = None if match["group"] == "K" else int(match["group"])
     if group is not None and group < 1:
@@ -149,8 +171,11 @@ class Problem:
         """Operations the tensor cores carry out: half of `flop` for 2:4."""
         return float(self.flop * fmt.kept)
 
-    def traffic(self, fmt: Format, activation_bits: int = 16) -> Traffic:
-        """Compulsory bytes with weights in `fmt`; activations and outputs have `activation_bits` each."""
+    def traffic(self, fmt: Format, activation_bits: int = 16, output_bits: int | None = None) -> Traffic:
+        """Compulsory bytes with weights in `fmt`; outputs have as many bits as activations where nothing else is said.
+
+        Products of 8-bit operands are written in 16 bits: they say so.
+        """
         weights = self.N * self.K
         groups = fmt.groups(self.K) * self.N
         return Traffic(
@@ -159,9 +184,9 @@ class Problem:
             scales=groups * fmt.scale_bits / 8,
             zeros=groups * fmt.zero_bits / 8,
             metadata=weights * fmt.metadata_bits / 8,
-            outputs=self.M * self.N * activation_bits / 8,
+            outputs=self.M * self.N * (activation_bits if output_bits is None else output_bits) / 8,
         )
 
-    def arithmetic_intensity(self, fmt: Format, activation_bits: int = 16) -> float:
+    def arithmetic_intensity(self, fmt: Format, activation_bits: int = 16, output_bits: int | None = None) -> float:
         """Dense-equivalent flop per compulsory byte."""
-        return self.flop / self.traffic(fmt, activation_bits).total
+        return self.flop / self.traffic(fmt, activation_bits, output_bits).total

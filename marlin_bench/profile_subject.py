@@ -29,7 +29,7 @@ def main(suite_name: str, cell_id: str, backend_name: str) -> None:
     sets = [packed, *(packed.copy() for _ in range(count - 1))]
     activations = make_activations(cell.seed, cell.M, cell.K, 0, DTYPES[backend.activation_dtype], device)
     output = torch.empty((cell.M, cell.N), dtype=DTYPES[backend.output_dtype], device=device)
-    choice = backend.tune(sets, [activations] * count, [output] * count)
+    choice = backend.tune(sets, [activations] * count, [output] * count, suite.tune)
     launch = backend.launch(packed, activations, output, choice)
     launch()
     torch.cuda.synchronize()

@@ -65,6 +65,7 @@ class Flag(StrEnum):
     POWER_CAPPED = "power_capped"
     CLOCK_MOVED = "clock_moved"
     FEW_OPERAND_SETS = "few_operand_sets"
+    CHANGED_SETTINGS = "changed_settings"
 
 
 class _Model(BaseModel):
@@ -133,6 +134,17 @@ class EnergyUse(_Model):
         return self.power_w * self.seconds / self.calls
 
 
+class Tuning(_Model):
+    """What a backend spent before it was timed: on the search for its configuration, and on its first call (JIT)."""
+
+    effort: Literal["quick", "full"]
+    seconds: Seconds
+    first_call_s: Seconds | None = None
+    tried: int = 0
+    rejected: int = 0
+    cached: bool = False
+
+
 class Published(_Model):
     """Where a quoted value comes from."""
 
@@ -164,13 +176,17 @@ class Record(_Model):
     group_size: int | None
     format: str
     activation_dtype: str
+    output_dtype: str | None = None
     stored_bytes: int | None = None
     status: Status
     reason: str | None = None
     flags: list[Flag] = []
     choice: dict[str, str] = {}
+    tuning: Tuning | None = None
     prepare_s: float | None = None
+    activation_quantization_s: Seconds | None = None
     checks: list[Check] = []
+    canonical_error: float | None = None
     rotation: Rotation | None = None
     blocks: list[Block] = []
     throttled_blocks: list[Block] = []

@@ -83,13 +83,20 @@ class Row:
 
     @property
     def activation_bits(self) -> int:
-        """Bits of one activation and one output."""
+        """Bits of one activation, as the kernel reads it."""
         return DTYPE_BITS[self.record.activation_dtype]
+
+    @property
+    def output_bits(self) -> int:
+        """Bits of one output; records from before it was stored had outputs like their activations."""
+        return DTYPE_BITS[self.record.output_dtype or self.record.activation_dtype]
 
     @property
     def arithmetic_intensity(self) -> float:
         """Dense-equivalent flop per compulsory byte."""
-        return self.record.problem.arithmetic_intensity(self.record.weight_format, self.activation_bits)
+        return self.record.problem.arithmetic_intensity(
+            self.record.weight_format, self.activation_bits, self.output_bits
+        )
 
     @property
     def achieved_flops(self) -> float | None:
@@ -101,7 +108,8 @@ class Row:
         """Compulsory bytes/s at the median time."""
         if self.time is None:
             return None
-        return self.record.problem.traffic(self.record.weight_format, self.activation_bits).total / self.time.value
+        traffic = self.record.problem.traffic(self.record.weight_format, self.activation_bits, self.output_bits)
+        return traffic.total / self.time.value
 
     @property
     def fraction_of_memory_roof(self) -> float | None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from marlin_bench.record import TimerName
 
-Launch = Callable[[], None]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Launch = Callable[[], "Tensor | None"]
+"""One product; gives its result where it did not write into an output that was given to it."""
 
 _CALIBRATION_SECONDS = 0.002
 
@@ -34,6 +38,10 @@ class Stopwatch(Protocol):
     @property
     def launches(self) -> int:
         """Launches behind one sample."""
+
+    @property
+    def results(self) -> Sequence[Tensor | None]:
+        """What the launches of the newest round gave, in their order; a sample writes over it."""
 
     def sample(self) -> Sample:
         """Time one turn."""
@@ -64,6 +72,7 @@ class _CallStopwatch:
     round: Sequence[Launch]
     rounds: int
     synchronize: Callable[[], None]
+    results: list[Tensor | None] = field(default_factory=list)
 
     @property
     def launches(self) -> int:
@@ -74,10 +83,10 @@ class _CallStopwatch:
         started = time.monotonic()
         begin = time.perf_counter_ns()
         for _ in range(self.rounds):
-            for launch in self.round:
-                launch()
+            results = [launch() for launch in self.round]
         self.synchronize()
         elapsed = (time.perf_counter_ns() - begin) * 1e-9
+        self.results[:] = results
         return Sample([elapsed / self.launches], started, time.monotonic())
 
     def keep_busy(self, seconds: float) -> int:

@@ -91,6 +91,7 @@ def _job(request: MeasureCell, finish: threading.Event) -> Job:
         clocks_locked=request.clocks.locked,
         profile=request.clocks.profile,
         isolated=request.isolated,
+        effort=request.effort,
         first_block=request.first_block,
         clock_origin=request.clock_origin,
         energy_seconds=request.energy_seconds,

@@ -35,7 +35,7 @@ class TimedLaunch:
         self.work = work
 
     def __call__(self):
-        self.work()
+        return self.work()
 
 
 class SimulatedTimer:
@@ -56,12 +56,14 @@ class SimulatedStopwatch:
         self.timer = timer
         self.round = round_launches
         self.launches = len(round_launches)
+        self.results = []
 
     def sample(self):
         started = time.monotonic()
         total = 0.0
+        self.results = []
         for launch in self.round:
-            launch()
+            self.results.append(launch())
             total += getattr(launch, "seconds", 1e-5)
         factor = 1.0 + self.timer.noise * self.timer.random.gauss(0, 1)
         return Sample([total / len(self.round) * factor], started, time.monotonic(), CLOCK_HZ)

@@ -24,7 +24,7 @@ def test_it_agrees_with_the_float64_product_of_the_weights_it_holds(name, M, gro
     packed = backend.pack(weights)
     output = torch.empty(M, 256, dtype=DTYPES[backend.output_dtype])
     poison(output)
-    backend.launch(packed, activations, output, backend.tune([packed], [activations], [output]))()
+    backend.launch(packed, activations, output, backend.tune([packed], [activations], [output], "quick"))()
     expected = expected_product(activations, WeightSource(weights, packed.reference))
     assert fault(check_output(output, expected, backend.tolerance, "before")) is None
 

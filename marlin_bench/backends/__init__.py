@@ -13,6 +13,8 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from marlin_bench.backends.protocol import Backend
 
 ENTRY_POINT_GROUP = "marlin_bench.backends"
@@ -30,6 +32,23 @@ _BUILT_IN: dict[str, str] = {
     "marlin_hopper_bf16": "marlin_hopper:MarlinHopperBf16",
     "marlin_sparse": "marlin_sparse:MarlinSparse",
     "marlin_sparse_bf16": "marlin_sparse:MarlinSparseBf16",
+    "humming": "peers.humming:Humming",
+    "humming_bf16": "peers.humming:HummingBf16",
+    "quack": "peers.quack:Quack",
+    "vllm_marlin": "peers.vllm:VllmMarlin",
+    "vllm_machete": "peers.vllm:VllmMachete",
+    "mslk": "peers.mslk:Mslk",
+    "turbomind": "peers.turbomind:Turbomind",
+    "gemlite": "peers.gemlite:Gemlite",
+    "conch": "peers.conch:Conch",
+    "torchao": "peers.torchao:TorchaoInt4",
+    "bitsandbytes_nf4": "peers.bitsandbytes:BitsandbytesNf4",
+    "bitsandbytes_fp4": "peers.bitsandbytes:BitsandbytesFp4",
+    "gptq_exllama": "peers.vllm:GptqExllama",
+    "awq": "peers.vllm:Awq",
+    "w4a8_fp8": "peers.w4a8:W4A8Fp8",
+    "w4a8_fp8_mslk": "peers.w4a8:W4A8Fp8Mslk",
+    "w4a8_int8": "peers.w4a8:W4A8Int8",
     "dense_fp32": "cpu:DenseFp32",
     "dense_bf16": "cpu:DenseBf16",
     "tinygemm_cpu": "cpu:TinygemmCpu",
@@ -73,6 +92,22 @@ def load_backend(name: str) -> Backend:
     return twin_class()
 
 
+def _load_point(point: EntryPoint) -> Backend:
+    """What another package declares; a stand-in with the reason where that cannot be imported or is no backend."""
+    from marlin_bench.backends.protocol import Backend
+    from marlin_bench.backends.unloadable import unloadable
+
+    try:
+        found = point.load()
+        if not (isinstance(found, type) and issubclass(found, Backend)):
+            raise ImportError(f"{point.value} is no class derived from marlin_bench.backends.protocol.Backend")
+        if found.name != point.name:
+            raise ImportError(f"{point.value} calls itself {found.name}")
+    except (ImportError, OSError, AttributeError) as error:
+        return unloadable(point.name, point.dist.name if point.dist else None, error)()
+    return found()
+
+
 def _load(name: str) -> Backend:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
@@ -82,8 +117,7 @@ def _load(name: str) -> Backend:
         return _registered[name]()
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:
-            backend_class: type[Backend] = point.load()
-            return backend_class()
+            return _load_point(point)
     from difflib import get_close_matches
 
     near = get_close_matches(name, backend_names(), n=3)

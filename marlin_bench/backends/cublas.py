@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from marlin_bench.backends.protocol import Backend, Choice, Dtype, Launch, Packed
+from marlin_bench.backends.protocol import Backend, Choice, Dtype, Effort, Launch, Packed
 from marlin_bench.problem import BF16, FP16, Format, Problem, int4
 from marlin_bench.quantize import SYMMETRIC_ZERO, QuantizedWeights
 
@@ -55,7 +55,9 @@ class CublasFp16(Backend):
         transposed: Tensor = kept[0]
         return transposed.t()
 
-    def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
+    def tune(
+        self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor], effort: Effort
+    ) -> Choice:
         """Time both layouts over the rotated sets, each under load."""
         from marlin_bench.cuda_timer import fastest
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marlin_bench.backends.marlin_sparse import pruned_weights
-from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Launch, Missing, Packed
+from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Effort, Launch, Missing, Packed
 from marlin_bench.problem import FP16_2OF4, Format, Problem
 from marlin_bench.quantize import QuantizedWeights
 
@@ -88,7 +88,9 @@ class CusparseltFp16(Backend):
             reference=lambda columns: pruned_weights(weights, columns, torch.float16),
         )
 
-    def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
+    def tune(
+        self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor], effort: Effort
+    ) -> Choice:
         """Ask cuSPARSELt's search."""
         return {"algorithm": str(search(packed[0].tensors["compressed"], _padded(activations[0])))}
 

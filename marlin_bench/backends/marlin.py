@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Launch, Packed
+from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Effort, Launch, Packed
 from marlin_bench.cuda_driver import Geometry, PreparedLaunch
 from marlin_bench.cuda_source import load_module, source_digest
 from marlin_bench.layouts import marlin as layout
@@ -207,7 +207,9 @@ class Marlin(Backend):
             kept = self._workspaces[key] = make_workspace(plan, device)
         return kept
 
-    def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
+    def tune(
+        self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor], effort: Effort
+    ) -> Choice:
         """The tile that suits the shape; nothing is measured."""
         M, K = activations[0].shape
         plan = make_plan(packed_operands(packed[0]), M, outputs[0].shape[1], K, activations[0].device)

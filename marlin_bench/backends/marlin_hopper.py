@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Launch, Missing, Packed
+from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Effort, Launch, Missing, Packed
 from marlin_bench.cuda_driver import Geometry, PreparedLaunch, tensor_map_3d
 from marlin_bench.cuda_source import load_module, source_digest
 from marlin_bench.layouts.marlin_hopper import HopperWeights, block_bytes, pack
@@ -185,7 +185,9 @@ class MarlinHopper(Backend):
             },
         )
 
-    def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
+    def tune(
+        self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor], effort: Effort
+    ) -> Choice:
         """The chooser's plan; nothing is measured here (see `marlin-bench tune`)."""
         M, K = activations[0].shape
         weights = self._weights(packed[0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from marlin_bench.backends.marlin import SMALLEST_CAPABILITY, Workspace
-from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Launch, Packed
+from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Effort, Launch, Packed
 from marlin_bench.cuda_driver import Geometry, PreparedLaunch
 from marlin_bench.cuda_source import load_module, source_digest
 from marlin_bench.layouts import marlin_sparse as layout
@@ -203,7 +203,9 @@ class MarlinSparse(Backend):
         """Into 64×64 blocks of kept codes and positions (layouts/marlin_sparse.py)."""
         return pack_weights(weights, self.dtype)
 
-    def tune(self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor]) -> Choice:
+    def tune(
+        self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor], effort: Effort
+    ) -> Choice:
         """The tile that suits the shape; nothing is measured."""
         M, K = activations[0].shape
         plan = make_plan(packed_operands(packed[0]), M, outputs[0].shape[1], K, activations[0].device)

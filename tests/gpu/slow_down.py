@@ -62,10 +62,10 @@ class MarlinSpun(Marlin):
     name = "marlin_spun"
     summary = "marlin with a spin of known cycles behind it"
 
-    def tune(self, packed, activations, outputs):
+    def tune(self, packed, activations, outputs, effort):
         M, K = activations[0].shape
         cycles = spin_table().get(f"{M} {outputs[0].shape[1]} {K}", 0)
-        return {**super().tune(packed, activations, outputs), "spin_cycles": str(cycles)}
+        return {**super().tune(packed, activations, outputs, effort), "spin_cycles": str(cycles)}
 
     def launch(self, packed, activations, output, choice):
         multiply, spin = super().launch(packed, activations, output, choice), spin_kernel()

@@ -179,7 +179,7 @@ def test_two_streams_do_not_disturb_each_other(M, generator):
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     inputs = [torch.randn((M, 4096), device="cuda", generator=generator).half() for _ in streams]
     outputs = [torch.empty((M, 2176), dtype=torch.float16, device="cuda") for _ in streams]
-    choice = backend.tune([packed], inputs[:1], outputs[:1])
+    choice = backend.tune([packed], inputs[:1], outputs[:1], "quick")
     torch.cuda.synchronize()
     launches = []
     for stream, x, y in zip(streams, inputs, outputs, strict=True):
@@ -259,7 +259,7 @@ def test_the_backend_computes_what_it_says_it_chose(backend, generator):
     packed = backend.pack(weights)
     activations = torch.randn((24, 4096), device="cuda", generator=generator).to(backend.dtype)
     output = torch.full((24, 4096), float("nan"), dtype=backend.dtype, device="cuda")
-    choice = backend.tune([packed], [activations], [output])
+    choice = backend.tune([packed], [activations], [output], "quick")
     backend.launch(packed, activations, output, choice)()
     assert_close(output, expected(weights, activations))
     assert packed.nbytes == 4096 * 4096 * 33 // 64 + 4096 * 4
