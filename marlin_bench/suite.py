@@ -92,7 +92,7 @@ class Suite(BaseModel):
 
     def backends_at(self, M: int) -> tuple[str, ...]:
         """The backends that are measured at a batch of M."""
-        return tuple(name for name in self.backends if M <= self.largest_M.get(name, M))
+        return tuple(name for name in self.backends if self.largest_M.get(name, M) >= M)
 
     @cached_property
     def layer_by_shape(self) -> dict[tuple[int, int], Layer]:

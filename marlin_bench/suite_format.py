@@ -187,9 +187,7 @@ class SuiteFile(StrictModel):
     """Batch rows: numbers and ranges such as `{pow2: [1, 1024]}`; each M is measured once."""
     group_sizes: Annotated[tuple[GroupSize, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)] = (128,)
     """Weights that share a scale: numbers, or `column` for one scale a column."""
-    backends: Annotated[
-        tuple[BackendEntry, ...], Field(strict=False, min_length=1), AfterValidator(_distinct_backends)
-    ]
+    backends: Annotated[tuple[BackendEntry, ...], Field(strict=False, min_length=1), AfterValidator(_distinct_backends)]
     """Kernels and baselines by name; `{name: tinygemm, up_to_M: 64}` leaves larger batches out."""
     sampling: Sampling = Field(default_factory=Sampling)
     """How each backend of a cell is timed."""
