@@ -1,0 +1,127 @@
+"""GemLite: Triton kernels for low-bit products (gemlite)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marlin_bench.backends.peer import Package, Peer
+from marlin_bench.backends.peers import packing
+from marlin_bench.backends.protocol import Choice, DeviceTraits, Effort, Launch, Packed
+from marlin_bench.problem import Format, Problem, int4
+from marlin_bench.quantize import SYMMETRIC_ZERO, QuantizedWeights
+
+_TABLE = "h100.json"
+_TYPE_ID = 104  # FP16 activations, 4-bit weights, in gemlite's tables
+_CODES_A_WORD = 8
+
+Key = tuple[int, int, int]
+"""(M bucket, N, K) of gemlite's tables."""
+
+
+@cache
+def author_tables() -> dict[str, dict[Key, dict[str, Any]]]:
+    """kernel → key → configuration: what gemlite's authors tuned on an H100 for FP16, groups of 128."""
+    from gemlite import core
+
+    file = Path(core.__file__).parent / "configs" / _TABLE
+    tables: dict[str, dict[Key, dict[str, Any]]] = {}
+    for kernel, entries in json.loads(file.read_text()).items():
+        tables[kernel] = {}
+        for text, config in entries.items():
+            bucket, N, K, *weights = map(int, text.strip("()").split(","))
+            if weights == [packing.GROUP_SIZE, _CODES_A_WORD, _TYPE_ID]:
+                tables[kernel][bucket, N, K] = config
+    return tables
+
+
+def nearest(entries: dict[Key, dict[str, Any]], bucket: int, N: int, K: int) -> tuple[Key, dict[str, Any]]:
+    """The tuned entry whose layer, then whose M, is nearest in ratio."""
+
+    def distance(key: Key) -> tuple[float, float]:
+        layer = abs(math.log(key[1] / N)) + abs(math.log(key[2] / K))
+        return layer, abs(math.log(key[0] / bucket))
+
+    key = min(entries, key=distance)
+    return key, entries[key]
+
+
+class Gemlite(Peer):
+    """GemLite (mobiusml/gemlite), Apache-2.0: Triton, another kernel for M = 1, small and large M.
+
+    Weights: 4 + 32/128 bits (an FP16 scale and an FP16 zero point a group). Meant for M up to 64. Its autotuner
+    compiles some 20 configurations for each layer and bucket of M, about a minute each. So "quick" takes what its
+    authors tuned on an H100 for the nearest layer (the record names it), and "full" lets the autotuner run.
+    """
+
+    name = "gemlite"
+    summary = "GemLite A16W4 (Triton, FP16)"
+    project = "https://github.com/mobiusml/gemlite"
+    license = "Apache-2.0"
+    meant_for = "M up to 64"
+    extra = "gemlite"
+    packages = (Package("gemlite", "gemlite", at_least="0.6.0"),)
+
+    def load(self) -> None:
+        """The package; Triton comes with it."""
+        import gemlite  # noqa: F401
+
+    def unsupported(self, problem: Problem, device: DeviceTraits) -> str | None:
+        """Groups of 128, N in multiples of 32."""
+        return packing.unsupported(problem, multiple_n=32)
+
+    def format(self, problem: Problem) -> Format:
+        """4-bit codes; that its zero points have 16 bits is its own overhead."""
+        return int4(problem.group_size, zero_points=True)
+
+    def pack(self, weights: QuantizedWeights) -> Packed:
+        """Its own packing of codes [N, K] with scales and zero points a group."""
+        from gemlite.helper import A16Wn
+
+        scales = packing.symmetric(weights).scales.t().contiguous().view(-1, 1)
+        zeros = torch.full_like(scales, SYMMETRIC_ZERO)
+        layer = A16Wn(device=str(weights.codes.device), dtype=torch.float16).from_weights(
+            weights.codes.t().contiguous(), scales, zeros, 4, packing.GROUP_SIZE
+        )
+        codes, group_scales, group_zeros = (tensor.detach() for tensor in layer.get_tensor_args()[:3])
+        return Packed(
+            {"codes": codes, "scales": group_scales, "zeros": group_zeros}, extra={"meta": layer.get_meta_args()}
+        )
+
+    def tune(
+        self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor], effort: Effort
+    ) -> Choice:
+        """quick: the authors' configuration of the nearest layer; full: gemlite's autotuner, at the first call."""
+        from gemlite import core
+        from gemlite.triton_kernels.utils import get_closest_m
+
+        M, K = activations[0].shape
+        N = outputs[0].shape[1]
+        kernel = core.get_matmul_type(M, 4)
+        if effort == "full":
+            return {"kernel": kernel, "config": "autotuned"}
+        bucket = get_closest_m(M)
+        key, config = nearest(author_tables()[kernel], bucket, N, K)
+        wanted = str((bucket, N, K, packing.GROUP_SIZE, _CODES_A_WORD, _TYPE_ID))
+        core.GEMLITE_TRITON_CONFIG_CACHE.setdefault(kernel, {}).setdefault(wanted, config)
+        return {"kernel": kernel, "config": f"H100 table, M {key[0]} N {key[1]} K {key[2]}"}
+
+    def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
+        """forward_functional, which makes its own result; the first call compiles."""
+        from gemlite.core import forward_functional
+
+        tensors = [packed.tensors[name] for name in ("codes", "scales", "zeros")]
+        meta = packed.extra["meta"]
+
+        def multiply() -> Tensor:
+            product: Tensor = forward_functional(activations, None, tensors, meta)
+            return product
+
+        return multiply
