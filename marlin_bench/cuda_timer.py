@@ -26,6 +26,8 @@ from marlin_bench.timer import Launch, Sample, Stopwatch, rounds_for
 _MOST_GRAPH_NODES = 4096
 _HOLD_NANOSECONDS = 40_000
 _EMPTY_LAUNCHES = 200
+_EMPTY_SAMPLES = 10
+_COLD_LAUNCHES = 4
 
 
 def _event() -> torch.cuda.Event:
@@ -182,25 +184,27 @@ class _ColdStopwatch:
     def launches(self) -> int:
         return len(self.round)
 
-    def _cold(self, launch: Launch) -> tuple[torch.cuda.Event, torch.cuda.Event, torch.Tensor | None]:
+    def _cold(self, index: int, launch: Launch) -> tuple[torch.cuda.Event, torch.cuda.Event, torch.Tensor | None]:
         start, stop = _event(), _event()
         reset_persisting_l2()
         torch.sum(self.flush, dim=0, out=self.sink)
         self.probe.spin(_HOLD_NANOSECONDS)
+        self.probe.mark(2 * index)  # the clock of the launch itself: flush and spin draw another power
         start.record()
         result = launch()
         stop.record()
+        self.probe.mark(2 * index + 1)
         return start, stop, result
 
     def sample(self) -> Sample:
         started = time.monotonic()
-        self.probe.mark(0)
-        pairs = [self._cold(launch) for launch in self.round]
-        self.probe.mark(1)
+        pairs = [self._cold(index, launch) for index, launch in enumerate(self.round)]
         torch.cuda.synchronize()
         times = [max(0.0, start.elapsed_time(stop) * 1e-3 - self.overhead) for start, stop, _ in pairs]
         self.results[:] = [result for _, _, result in pairs]
-        return Sample(times, started, time.monotonic(), self.probe.hertz(0, 1))
+        clocks = [self.probe.hertz(2 * index, 2 * index + 1) for index in range(len(pairs))]
+        known = [clock for clock in clocks if clock is not None]
+        return Sample(times, started, time.monotonic(), median(known) if known else None)
 
     def keep_busy(self, seconds: float) -> int:
         ends = time.monotonic() + seconds
@@ -216,21 +220,21 @@ class ColdTimer:
 
     name: TimerName = "cold"
 
-    def __init__(self, probe: ClockProbe, l2_bytes: int) -> None:
-        self._probe = probe
+    def __init__(self, l2_bytes: int) -> None:
+        self._probe = ClockProbe(slots=2 * _COLD_LAUNCHES)
         self._flush = torch.ones(2 * l2_bytes // 8, dtype=torch.int64, device="cuda")
         self._overhead: float | None = None
 
     def _measure_overhead(self) -> float:
         """Seconds by which an event pair around one empty kernel exceeds an empty node of a graph."""
         empty = self._probe.empty
-        stopwatch = _ColdStopwatch([empty] * 20, self._flush, self._probe, overhead=0.0)
+        stopwatch = _ColdStopwatch([empty] * _COLD_LAUNCHES, self._flush, self._probe, overhead=0.0)
         stopwatch.sample()
-        pair = median(stopwatch.sample().times)
+        pair = median(time for _ in range(_EMPTY_SAMPLES) for time in stopwatch.sample().times)
         return max(0.0, pair - quick_seconds([empty] * _EMPTY_LAUNCHES))
 
     def stopwatch(self, launches: Sequence[Launch], block_seconds: float) -> Stopwatch:
         """Each launch of at most one round is one cold sample."""
         if self._overhead is None:
             self._overhead = self._measure_overhead()
-        return _ColdStopwatch(launches[:4], self._flush, self._probe, self._overhead)
+        return _ColdStopwatch(launches[:_COLD_LAUNCHES], self._flush, self._probe, self._overhead)

@@ -198,7 +198,7 @@ class CudaMachine:
         self.probe: ClockProbe = ClockProbe()
         self.timers: dict[TimerName, Timer] = {
             "kernel": GraphTimer(self.probe),
-            "cold": ColdTimer(self.probe, properties.L2_cache_size),
+            "cold": ColdTimer(properties.L2_cache_size),
             "host": CallTimer("host", self.synchronize),
         }
         self.memory_bytes: int = properties.total_memory
