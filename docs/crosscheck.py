@@ -30,7 +30,7 @@ BLOCK_SECONDS = 0.004
 
 
 def measured_here(record, machine, cache):
-    """Median seconds of one call by do_bench and in the graph that keeps launches apart; cold over that, in cycles too."""
+    """Seconds a call by do_bench and in the graph that keeps launches apart; cold over that, in cycles too."""
     backend = load_backend(record.backend)
     cache.turn_to(LayerKey(record.K, record.N, record.group_size, record.seed), machine)
     packed_sets = cache.packed_sets(backend, machine)
@@ -68,8 +68,8 @@ def main(folder):
         if record.status is Status.OK:
             cells.setdefault((record.cell, record.backend), {})[record.timer] = record
     print(
-        "| cell | backend | kernel µs | MHz | cold µs | MHz | cold / kernel | in cycles | alone µs | cold / alone | in cycles"
-        " | do_bench µs | host µs |"
+        "| cell | backend | kernel µs | MHz | cold µs | MHz | cold / kernel | in cycles | alone µs | cold / alone"
+        " | in cycles | do_bench µs | host µs |"
     )
     print("|---" * 13 + "|")
     for (cell, name), found in cells.items():

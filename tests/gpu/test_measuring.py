@@ -56,7 +56,7 @@ def test_the_gpu_draws_the_operands_of_the_cpu():
 
 @pytest.mark.parametrize("M, in_cycles", [(1, False), (1024, True)], ids=["memory-bound", "compute-bound"])
 def test_kernel_and_cold_timers_agree_on_a_long_kernel(machine, M, in_cycles):
-    """Seconds where memory is the limit; cycles where the clock is, which moves from turn to turn under a power limit."""
+    """Seconds where memory is the limit; cycles where the clock is, which a power limit moves from turn to turn."""
     left = torch.randn(M, 8192, device="cuda", dtype=torch.float16)
     sets = [torch.randn(8192, 8192, device="cuda", dtype=torch.float16) for _ in range(4)]
     out = torch.empty(M, 8192, device="cuda", dtype=torch.float16)
