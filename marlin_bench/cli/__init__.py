@@ -15,6 +15,7 @@ from marlin_bench import __version__
 from marlin_bench.cli import (
     answers,
     baseline,
+    bisect,
     ceilings,
     clocks,
     compare,
@@ -87,6 +88,7 @@ app.command("compare")(compare.compare)
 app.command("noise")(compare.noise)
 app.add_typer(baseline.app, name="baseline")
 app.command("history")(history.history)
+app.command("bisect")(bisect.bisect)
 app.command("doctor")(doctor.doctor)
 app.command("kernels")(kernels.kernels)
 app.command("tune")(tune.tune)

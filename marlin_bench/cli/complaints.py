@@ -27,6 +27,8 @@ EXIT_CODES: dict[str, ExitCode] = {
     "marlin_bench.gate.EmptyRunError": ExitCode.NOTHING_MEASURED,
     "marlin_bench.gate.GateError": ExitCode.USAGE,
     "marlin_bench.baseline.BaselineError": ExitCode.USAGE,
+    "marlin_bench.bisect_trees.BisectError": ExitCode.USAGE,
+    "marlin_bench.bisect.EndError": ExitCode.NOTHING_MEASURED,
     "marlin_bench.noise.NoiseError": ExitCode.USAGE,
     "marlin_bench.store.DiskFullError": ExitCode.PARTLY_FAILED,
     "marlin_bench.store.StoreError": ExitCode.USAGE,
