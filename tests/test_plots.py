@@ -99,6 +99,23 @@ def test_speedup_panels_leave_the_baseline_out_and_carry_ideal_and_crossover(mad
     assert dict(panel.crossovers)["marlin"] == pytest.approx(95, abs=2)
 
 
+def test_both_ideal_lines_are_drawn_and_say_where_they_begin(made):
+    chosen = [row for row in made if row.record.layer == "72k_x_18k"]
+    said = texts(speedup.draw(speedup_panels(chosen), "H200"))
+    for expected in ("ideal int4_g128", "3.88x", "ideal int4_2of4_g128", "5.12x"):
+        assert expected in said
+
+
+def test_a_measured_sparse_roof_is_drawn_instead_of_twice_the_dense_one():
+    measured = Ceiling(name="sparse_tensor", value=1200e12, sm_clock_hz=1980e6, detail="wgmma.sp")
+    roofs = roofs_from_ceilings([*H200_CEILINGS, measured])
+    panel = roofline_panels(rows(h200_records(layers=("72k_x_18k",)), roofs), roofs)[0]
+    dense, sparse = panel.compute
+    assert (dense.name, sparse.name) == ("fp16", "fp16 2:4")
+    assert sparse.rate == pytest.approx(1200e12 * sparse.sm_clock_hz / 1980e6)
+    assert "fp16 2:4" in texts(roofline.draw([panel], "H200"))
+
+
 def test_a_point_above_the_roof_is_ringed_and_explained():
     floor = 8192 * 8192 * 4.125 / 8 / 4.31e12
     above = rows([make_record("cublas_fp16", 1, 4e-5), make_record("marlin", 1, 0.8 * floor)], ROOFS)

@@ -33,6 +33,7 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
                 style = _IDEAL_STYLES[formats.index(ideal.format) % len(_IDEAL_STYLES)]
                 xs, ys = zip(*ideal.points, strict=True)
                 ax.plot(xs, ys, color=INK, linestyle=style, linewidth=1.1, label=f"ideal {ideal.format}")
+                _value_at_start(ax, xs[0], ys[0])
             for series in panel.series:
                 _curve(ax, series, styles[series.backend])
             for place, (backend, batch) in enumerate(sorted(panel.crossovers, key=lambda found: found[1])):
@@ -46,6 +47,11 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
         shared_legend(figure, axes)
         settle(figure)
         return figure
+
+
+def _value_at_start(ax: Axes, x: float, y: float) -> None:
+    """What an ideal line begins at, over its left end."""
+    ax.annotate(f"{y:.2f}x", (x, y), xytext=(0, 3), textcoords="offset points", fontsize=_SMALL, color=MUTED)
 
 
 def _frame(ax: Axes, panel: SpeedupPanel) -> None:
