@@ -7,24 +7,24 @@ cell starts, and running again measures what is missing and nothing else.
 from __future__ import annotations
 
 import queue
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from marlin_bench.backends import load_backend
 from marlin_bench.cell_runner import BackendFacts, DeviceRunner, Listener, RunContext
 from marlin_bench.clocks import ClockRequest, ClockState, hold_clocks
-from marlin_bench.device import DeviceError, device_names, refuse_other_device, slug
+from marlin_bench.device import DeviceError, slug
 from marlin_bench.executor import Executor, LocalExecutor, WorkerLostError
 from marlin_bench.exit_codes import ExitCode, deciding
+from marlin_bench.interruption import Interruption
 from marlin_bench.messages import HeldClocks
+from marlin_bench.open_devices import open_devices
 from marlin_bench.plan import Cell, Selection, plan
 from marlin_bench.provenance import Revision
 from marlin_bench.record import Ceiling, Check, Record, RunMeta, Status
@@ -95,33 +95,6 @@ def backend_facts(cell: Cell) -> dict[str, BackendFacts]:
     return facts
 
 
-class _Interruption:
-    """Ctrl-C or SIGTERM: once ends the cell in progress after its present block, twice ends it at once."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-        self.on_first: Callable[[], None] = lambda: None
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.asked.is_set():
-            raise KeyboardInterrupt
-        self.asked.set()
-        self.on_first()
-
-    @contextmanager
-    def handled(self) -> Iterator[None]:
-        """Take the signals while the context is open (the main thread's business alone)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 def _missing_cells(cells: list[Cell], records: list[Record]) -> list[Cell]:
     """Cells without a record for every backend; a backend of its own process records under `<cell>+<backend>`."""
     known = {(record.cell.partition("+")[0], record.backend) for record in records}
@@ -162,43 +135,6 @@ def _load_backends_meanwhile(names: Sequence[str]) -> None:
     threading.Thread(target=load, daemon=True).start()
 
 
-def _open_devices(suite: Suite, option: str | None, executor: Executor) -> list[DeviceRunner]:
-    """A runner for every device asked for, all of one model and the one the suite wants."""
-    runners: list[DeviceRunner] = []
-    try:
-        for name in device_names(option, suite.device.kind):
-            runners.append(_open_device(suite, name, executor))
-            first, latest = runners[0].session.ready.environment, runners[-1].session.ready.environment
-            if latest.device_name != first.device_name:
-                raise DeviceError(
-                    f"--device {option} mixes {first.device_name} and {latest.device_name}: run each model by itself"
-                )
-    except DeviceError:
-        for runner in runners:
-            runner.close()
-        raise
-    return runners
-
-
-def _open_device(suite: Suite, name: str, executor: Executor) -> DeviceRunner:
-    try:
-        runner = DeviceRunner(executor, name)
-    except WorkerLostError as lost:
-        if name == "cpu":
-            raise DeviceError(f"the CPU worker did not start: {lost.reason}") from lost
-        wanted = f"a CUDA device named {suite.device.name}" if suite.device.name else "a CUDA device"
-        raise DeviceError(
-            f"suite {suite.name} wants {wanted}, but {lost.reason}: run suites/cpu.yaml here, or add --dry-run to see"
-            " the plan"
-        ) from lost
-    try:
-        refuse_other_device(suite, runner.session.ready.environment)
-    except DeviceError:
-        runner.close()
-        raise
-    return runner
-
-
 _FREE = ClockState(locked=False)
 
 
@@ -224,7 +160,7 @@ class _Sweep:
 
     def __init__(self, suite: Suite, writer: RunWriter, meta: RunMeta, progress: Progress) -> None:
         self.suite, self.writer, self.meta, self.progress = suite, writer, meta, progress
-        self.interruption = _Interruption()
+        self.interruption = Interruption()
         self.timed_s = 0.0
         self.cells_done = 0
         self.statuses: list[Status] = []
@@ -341,7 +277,7 @@ def run_suite(
     began = time.monotonic()
     cells = selected_cells(suite, selection)
     _load_backends_meanwhile(cells[0].backends)
-    runners = _open_devices(suite, devices, executor or LocalExecutor())
+    runners = open_devices(suite, devices, executor or LocalExecutor())
     try:
         environment = runners[0].session.ready.environment
         device_folder = results / slug(environment.device_name)
@@ -429,7 +365,7 @@ def verify_suite(
 ) -> Iterator[Verification]:
     """Check every backend of the selected cells for right answers, timing nothing and storing nothing."""
     cells = selected_cells(suite, selection)
-    runner = _open_devices(suite, devices, executor or LocalExecutor())[0]
+    runner = open_devices(suite, devices, executor or LocalExecutor())[0]
     context = RunContext(
         run="verify",
         device=slug(runner.session.ready.environment.device_name),
