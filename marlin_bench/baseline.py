@@ -7,6 +7,7 @@ digit of a microsecond stay in the run that it was taken from, which it names.
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from marlin_bench.device import slug
 from marlin_bench.gate import refuse_baseline
 from marlin_bench.gate_rules import RelativeRule
 from marlin_bench.judgement import Judgement
-from marlin_bench.record import Block, Record, RunMeta
-from marlin_bench.store import BASELINES_FOLDER, META_FILE, RECORDS_FILE, Run, StoreError, read_meta, read_run
+from marlin_bench.record import Block, Record, RunMeta, Status
+from marlin_bench.store import BASELINES_FOLDER, META_FILE, PACKED_RECORDS_FILE, Run, StoreError, read_meta, read_run
 
 KEPT_BLOCKS = 40
 _DIGITS = 6
@@ -119,8 +120,7 @@ def set_baseline(run: Run, results: Path, policy: RelativeRule, *, force: bool =
     previous, changes = find_baseline(results, run.meta), []
     if previous is not None:
         changes = compare(previous.records, run.records, policy)
-        lost = [one for one in changes if one.judgement is Judgement.WORSE or (one.judgement is Judgement.INVALID)]
-        lost = [one for one in lost if one.judgement is Judgement.WORSE or one.old is not None]
+        lost = [one for one in changes if one.judgement is Judgement.WORSE or _is_gone(one)]
         if lost and not force:
             first = lost[0]
             raise BaselineError(
@@ -132,6 +132,11 @@ def set_baseline(run: Run, results: Path, policy: RelativeRule, *, force: bool =
     return Acceptance(folder, None if previous is None else previous.meta.run, changes)
 
 
+def _is_gone(one: CellChange) -> bool:
+    """Whether the accepted run had a right answer where the new one has none."""
+    return one.old is not None and (one.new is None or one.new.status is not Status.OK)
+
+
 def _replace(folder: Path, run: Run) -> None:
     """Write the new baseline beside the old one, then put it in its place."""
     draft = folder.with_name(folder.name + ".new")
@@ -139,10 +144,9 @@ def _replace(folder: Path, run: Run) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         (draft / META_FILE).write_text(run.meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        with (draft / RECORDS_FILE).open("w", encoding="utf-8") as handle:
-            for record in slimmed(run.records):
-                text = record.model_copy(update={"flags": list(record.flags)}).model_dump_json(exclude_defaults=True)
-                handle.write(_with_version(text) + "\n")
+        lines = (record.model_dump_json(exclude_defaults=True) for record in slimmed(run.records))
+        text = "".join(_with_version(line) + "\n" for line in lines)
+        (draft / PACKED_RECORDS_FILE).write_bytes(gzip.compress(text.encode(), mtime=0))
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     except OSError as error:
