@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 SCALE_BITS = 16
 ZERO_POINT_BITS = 4
@@ -105,6 +106,7 @@ _TABLE_NAME = re.compile(r"(?P<kind>nf4|fp4)_g(?P<block>[1-9]\d*)")
 _INT4_NAME = re.compile(r"int4(?P<sparse>_2of4)?_g(?P<group>\d+|K)(?P<zero>_zp)?")
 
 
+@cache
 def parse_format(name: str) -> Format:
     """The format called `name`; FormatError when there is none."""
     if name in _FIXED:

@@ -81,8 +81,8 @@ class Telemetry(_Model):
     energy_j: float | None = None
     temperature_c: float | None = None
     temperature_margin_c: float | None = None
-    event_reasons: list[str] = []
-    throttle_s: dict[str, float] = {}
+    event_reasons: list[str] = Field(default_factory=list)
+    throttle_s: dict[str, float] = Field(default_factory=dict)
 
 
 class Block(_Model):
@@ -94,7 +94,7 @@ class Block(_Model):
     started_s: Seconds
     sm_clock_hz: float | None = None
     telemetry: Telemetry | None = None
-    flags: list[Flag] = []
+    flags: list[Flag] = Field(default_factory=list)
 
 
 class Check(_Model):
@@ -180,16 +180,16 @@ class Record(_Model):
     stored_bytes: int | None = None
     status: Status
     reason: str | None = None
-    flags: list[Flag] = []
-    choice: dict[str, str] = {}
+    flags: list[Flag] = Field(default_factory=list)
+    choice: dict[str, str] = Field(default_factory=dict)
     tuning: Tuning | None = None
     prepare_s: float | None = None
     activation_quantization_s: Seconds | None = None
-    checks: list[Check] = []
+    checks: list[Check] = Field(default_factory=list)
     canonical_error: float | None = None
     rotation: Rotation | None = None
-    blocks: list[Block] = []
-    throttled_blocks: list[Block] = []
+    blocks: list[Block] = Field(default_factory=list)
+    throttled_blocks: list[Block] = Field(default_factory=list)
     converged: bool | None = None
     cell_power_w: float | None = None
     energy: EnergyUse | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from marlin_bench.problem import DTYPE_BITS, FP16, Format, Problem
 from marlin_bench.record import Ceiling, CeilingName
@@ -105,9 +106,15 @@ def roofs_from_ceilings(ceilings: Sequence[Ceiling]) -> Roofs | None:
     )
 
 
+@lru_cache(maxsize=8192)
+def compulsory_bytes(problem: Problem, fmt: Format, activation_bits: int, output_bits: int | None = None) -> float:
+    """All bytes of `problem.traffic`, kept: a table of thousands of records asks for each several times."""
+    return problem.traffic(fmt, activation_bits, output_bits).total
+
+
 def memory_time(problem: Problem, fmt: Format, roofs: Roofs, activation_dtype: str = "fp16") -> float:
     """Seconds that the compulsory bytes take at the memory rate."""
-    return problem.traffic(fmt, DTYPE_BITS[activation_dtype]).total / roofs.memory
+    return compulsory_bytes(problem, fmt, DTYPE_BITS[activation_dtype]) / roofs.memory
 
 
 def attainable_time(

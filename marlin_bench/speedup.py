@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marlin_bench.problem import DTYPE_BITS, parse_format
 from marlin_bench.record import Flag, Record, Status
-from marlin_bench.roofline import Roofs, attainable_time
+from marlin_bench.roofline import Roofs, attainable_time, compulsory_bytes
 from marlin_bench.statistics import Interval, block_medians, median_interval, paired_ratio
 
 HEADLINE_BASELINE = "cublas_fp16"
@@ -46,13 +47,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record with everything derived from it, in SI base units; None where it cannot be known."""
+    """One record with everything derived from it, in SI base units; None where it cannot be known.
+
+    `roofs` are those at the clock that it held, `sm_clock_hz` (the median over its blocks).
+    """
 
     record: Record
     time: Interval | None
     comparisons: tuple[Comparison, ...]
     attainable_s: float | None
     roofs: Roofs | None
+    sm_clock_hz: float | None = None
 
     @property
     def headline(self) -> Comparison | None:
@@ -108,15 +113,15 @@ class Row:
         """Compulsory bytes/s at the median time."""
         if self.time is None:
             return None
-        traffic = self.record.problem.traffic(self.record.weight_format, self.activation_bits, self.output_bits)
-        return traffic.total / self.time.value
+        record = self.record
+        moved = compulsory_bytes(record.problem, record.weight_format, self.activation_bits, self.output_bits)
+        return moved / self.time.value
 
     @property
     def fraction_of_memory_roof(self) -> float | None:
         """Achieved bandwidth over the measured memory rate."""
-        if self.roofs is None or self.achieved_bandwidth is None:
-            return None
-        return self.achieved_bandwidth / self.roofs.memory
+        bandwidth = self.achieved_bandwidth
+        return None if self.roofs is None or bandwidth is None else bandwidth / self.roofs.memory
 
     @property
     def fraction_of_roof(self) -> float | None:
@@ -135,11 +140,6 @@ class Row:
         return sorted({*self.record.flags, *derived})
 
     @property
-    def sm_clock_hz(self) -> float | None:
-        """Median SM clock over the blocks."""
-        return self.record.sm_clock_hz
-
-    @property
     def cycles(self) -> float | None:
         """SM cycles of a launch: the time that does not move with the clock."""
         return None if self.time is None or self.sm_clock_hz is None else self.time.value * self.sm_clock_hz
@@ -154,32 +154,37 @@ class _Timed:
     """A record with one time a block: a block counts once however many samples it holds, they share its clock."""
 
     record: Record
-    indices: NDArray[np.int64]
+    places: dict[int, int]
     times: NDArray[np.float64]
 
 
 def _timed(record: Record) -> _Timed:
-    indices = np.array([block.index for block in record.blocks], np.int64)
-    return _Timed(record, indices, block_medians([block.times for block in record.blocks]))
+    places = {block.index: place for place, block in enumerate(record.blocks)}
+    return _Timed(record, places, block_medians([block.times for block in record.blocks]))
 
 
 def _paired_times(baseline: _Timed, own: _Timed) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The times of the blocks that both finished."""
-    _, theirs, mine = np.intersect1d(baseline.indices, own.indices, return_indices=True)
+    """The times of the blocks that both finished, in order."""
+    if baseline.places == own.places:
+        return baseline.times, own.times
+    both = [(baseline.places[index], place) for index, place in own.places.items() if index in baseline.places]
+    theirs, mine = np.array(both, np.intp).reshape(-1, 2).T
     return baseline.times[theirs], own.times[mine]
 
 
-def _ideal(record: Record, baseline_format: str, baseline_dtype: str, roofs: Roofs | None) -> float | None:
-    if roofs is None:
+def _ideal(
+    record: Record, fast: float | None, baseline_format: str, baseline_dtype: str, roofs: Roofs | None
+) -> float | None:
+    """The attainable time of the baseline over `fast`, that of the record, on the same roofs."""
+    if roofs is None or fast is None:
         return None
     slow = attainable_time(record.problem, parse_format(baseline_format), roofs, baseline_dtype)
-    fast = attainable_time(record.problem, record.weight_format, roofs, record.activation_dtype)
-    return None if slow is None or fast is None else slow / fast
+    return None if slow is None else slow / fast
 
 
-def _comparison(own: _Timed, baseline: _Timed, roofs: Roofs | None) -> Comparison | None:
+def _comparison(own: _Timed, baseline: _Timed, attainable: float | None, roofs: Roofs | None) -> Comparison | None:
     name = baseline.record.backend
-    ideal = _ideal(own.record, baseline.record.format, baseline.record.activation_dtype, roofs)
+    ideal = _ideal(own.record, attainable, baseline.record.format, baseline.record.activation_dtype, roofs)
     if own.record is baseline.record:
         return Comparison(name, Interval(1.0, 1.0, 1.0), ideal, len(own.times))
     theirs, mine = _paired_times(baseline, own)
@@ -192,13 +197,13 @@ def _published_comparison(record: Record, roofs: Roofs | None) -> Comparison | N
     if record.published is None or record.published.speedup is None:
         return None
     # published speed-ups are over FP16 whatever the kernel's own dtype is: that is what papers quote
-    ideal = _ideal(record, "fp16", "fp16", roofs)
+    ideal = _ideal(record, _attainable(record, roofs), "fp16", "fp16", roofs)
     return Comparison(HEADLINE_BASELINE, _unbounded(record.published.speedup), ideal, 0)
 
 
 def _rank(baseline: _Timed) -> tuple[bool, float]:
     """cublas_fp16 first, then the faster ones: a weak baseline flatters."""
-    return baseline.record.backend != HEADLINE_BASELINE, float(np.median(baseline.times))
+    return baseline.record.backend != HEADLINE_BASELINE, float(median(baseline.times))
 
 
 def _place(record: Record) -> tuple[str, str, str, bool]:
@@ -228,14 +233,17 @@ def rows(records: Iterable[Record], roofs: Roofs | None) -> list[Row]:
 
 def _row(own: _Timed, baselines: Sequence[_Timed], roofs: Roofs | None) -> Row:
     record = own.record
-    at_clock = None if roofs is None else roofs.at_clock(record.sm_clock_hz)
-    comparisons = (_comparison(own, baseline, at_clock) for baseline in baselines)
+    clock = record.sm_clock_hz
+    at_clock = None if roofs is None else roofs.at_clock(clock)
+    attainable = _attainable(record, at_clock)
+    comparisons = (_comparison(own, baseline, attainable, at_clock) for baseline in baselines)
     return Row(
         record,
         median_interval(own.times),
         tuple(comparison for comparison in comparisons if comparison is not None),
-        _attainable(record, at_clock),
+        attainable,
         at_clock,
+        clock,
     )
 
 

@@ -40,6 +40,10 @@ class StoreError(RuntimeError):
     """A run folder that cannot be read, or that somebody else writes; one sentence."""
 
 
+class MissingValueError(StoreError):
+    """A record lacks a value, or holds a NaN or an infinity: what judges it has nothing to judge (exit 5)."""
+
+
 class DiskFullError(StoreError):
     """A record could not be written; everything before it is intact."""
 
@@ -110,6 +114,14 @@ def _reason(error: ValueError) -> str:
     return f"{place}: {first['msg']}" if place else first["msg"]
 
 
+def _lacks_a_value(error: ValueError) -> bool:
+    """Whether a line is whole but for a number that is absent, null, NaN or infinite."""
+    if not isinstance(error, ValidationError):
+        return False
+    kinds = {found["type"] for found in error.errors(include_url=False) if found["input"] is not None}
+    return kinds <= {"finite_number", "missing", "value_error"} and "line" not in kinds
+
+
 def _parse_lines(data: bytes, path: Path) -> list[Record]:
     records: list[Record] = []
     lines = data.split(b"\n")
@@ -123,6 +135,10 @@ def _parse_lines(data: bytes, path: Path) -> list[Record]:
             if is_last:
                 break
             reason = _reason(error)
+            if _lacks_a_value(error):
+                raise MissingValueError(
+                    f"{path}:{number} lacks a value ({reason}): measure that cell again or restore the file"
+                ) from error
             raise StoreError(
                 f"{path}:{number} is not a record ({reason}): remove that line or restore the file"
             ) from error
@@ -166,7 +182,12 @@ def _read_records(folder: Path, *, with_telemetry: bool) -> list[Record]:
             raise StoreError(f"{packed} cannot be unpacked ({error}): restore it") from error
     else:
         return []
-    return _parse_lines(data if with_telemetry else _TELEMETRY.sub(b"", data), path)
+    if not with_telemetry:
+        try:
+            return _parse_lines(_TELEMETRY.sub(b"", data), path)
+        except StoreError:  # a brace in a text, or a line that is broken anyway: the whole lines tell
+            pass
+    return _parse_lines(data, path)
 
 
 def publish(folder: Path, published: Path) -> Path:

@@ -86,7 +86,7 @@ def _open(argument: str, results: Path | None) -> Run:
     from marlin_bench.cli.locate import find_run
     from marlin_bench.store import read_run, results_folder
 
-    return read_run(find_run(argument, results_folder(results)))
+    return read_run(find_run(argument, results_folder(results)), with_telemetry=False)
 
 
 def _shared(changes: list[CellChange], runs: list[Run]) -> list[CellChange]:

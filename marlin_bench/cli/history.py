@@ -35,7 +35,7 @@ def history(
     from marlin_bench.store import find_runs, read_run, results_folder
 
     root = results_folder(results)
-    runs = [read_run(folder) for folder in find_runs(root)]
+    runs = [read_run(folder, with_telemetry=False) for folder in find_runs(root)]
     if not runs:
         raise NoRunError(f"there is no run under {root}: measure one with `marlin-bench run smoke`")
     records = list({record.id: record for run in runs for record in run.records}.values())

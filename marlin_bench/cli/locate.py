@@ -79,10 +79,17 @@ def _by_name(name: str, results: Path) -> Path:
     return matching[0]
 
 
-def open_run(argument: str | None, results: Path, selected: Selection, *, datasheet: bool = False) -> SelectedRun:
+def open_run(
+    argument: str | None,
+    results: Path,
+    selected: Selection,
+    *,
+    datasheet: bool = False,
+    with_telemetry: bool = False,
+) -> SelectedRun:
     """Read a run and say on stderr which one; with `datasheet` the vendor's roofs take the place of measured ones."""
     folder = find_run(argument, results)
-    run = read_run(folder)
+    run = read_run(folder, with_telemetry=with_telemetry)
     meta, environment = run.meta, run.meta.environment
     typer.echo(
         f"{folder} ({environment.device_name}, {meta.origin.value} {meta.started}, clocks {meta.clock_policy})",

@@ -149,7 +149,7 @@ def clocks(run: options.RunArgument = None, output: Output = None, results: opti
     """
     from marlin_bench.plots.clocks import draw
 
-    found = _open(run, None, None, None, None, results, datasheet=False)
+    found = _open(run, None, None, None, None, results, datasheet=False, with_telemetry=True)
     _save(found, "clocks", output, lambda: draw(found.run))
 
 
@@ -162,6 +162,7 @@ def _open(
     results: Path | None,
     *,
     datasheet: bool,
+    with_telemetry: bool = False,
 ) -> SelectedRun:
     """The rows of the headline timer; a chosen backend brings the baseline that it is compared with."""
     from dataclasses import replace
@@ -170,7 +171,13 @@ def _open(
     from marlin_bench.speedup import without_companions
     from marlin_bench.store import results_folder
 
-    found = open_run(run, results_folder(results), options.selection(only, layer, backend, batch), datasheet=datasheet)
+    found = open_run(
+        run,
+        results_folder(results),
+        options.selection(only, layer, backend, batch),
+        datasheet=datasheet,
+        with_telemetry=with_telemetry,
+    )
     timer = headline_timer(found.rows)
     drawn = without_companions(row for row in found.rows_with_baselines if row.record.timer == timer)
     return replace(found, rows=drawn)

@@ -41,7 +41,13 @@ def report(
     from marlin_bench.report import page
     from marlin_bench.store import results_folder
 
-    found = open_run(run, results_folder(results), options.selection(only, layer, backend, batch), datasheet=datasheet)
+    found = open_run(
+        run,
+        results_folder(results),
+        options.selection(only, layer, backend, batch),
+        datasheet=datasheet,
+        with_telemetry=True,
+    )
     rows = found.rows_with_baselines
     kept = {id(row.record) for row in rows}
     shown = replace(found.run, records=[record for record in found.run.records if id(record) in kept])
