@@ -20,6 +20,7 @@ from marlin_bench.problem import Format, Problem, parse_format
 SCHEMA_VERSION = 1
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+SampleTime = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TimerName = Literal["kernel", "cold", "host"]
 CeilingName = Literal[
     "hbm_read",
@@ -90,7 +91,7 @@ class Block(_Model):
 
     index: int
     order: int
-    times: list[Seconds]
+    times: Annotated[list[SampleTime], Field(min_length=1)]
     started_s: Seconds
     sm_clock_hz: float | None = None
     telemetry: Telemetry | None = None

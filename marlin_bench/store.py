@@ -44,6 +44,10 @@ class MissingValueError(StoreError):
     """A record lacks a value, or holds a NaN or an infinity: what judges it has nothing to judge (exit 5)."""
 
 
+class MissingValueError(StoreError):
+    """A record lacks a value, or holds a NaN or an infinity: what judges it has nothing to judge (exit 5)."""
+
+
 class DiskFullError(StoreError):
     """A record could not be written; everything before it is intact."""
 
@@ -120,6 +124,19 @@ def _lacks_a_value(error: ValueError) -> bool:
         return False
     kinds = {found["type"] for found in error.errors(include_url=False) if found["input"] is not None}
     return kinds <= {"finite_number", "missing", "value_error"} and "line" not in kinds
+
+
+_LACKING = frozenset({"missing", "too_short", "finite_number"})
+
+
+def _lacks_a_value(error: ValueError) -> bool:
+    """Whether all that is wrong with a line are values that are absent, null, NaN or infinite."""
+    if not isinstance(error, ValidationError):
+        return False
+    return all(
+        found["type"] in _LACKING or found["input"] is None or "needs samples" in found["msg"]
+        for found in error.errors(include_url=False)
+    )
 
 
 def _parse_lines(data: bytes, path: Path) -> list[Record]:

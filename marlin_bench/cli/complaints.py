@@ -30,6 +30,7 @@ EXIT_CODES: dict[str, ExitCode] = {
     "marlin_bench.bisect_trees.BisectError": ExitCode.USAGE,
     "marlin_bench.bisect.EndError": ExitCode.NOTHING_MEASURED,
     "marlin_bench.noise.NoiseError": ExitCode.USAGE,
+    "marlin_bench.store.MissingValueError": ExitCode.NOTHING_MEASURED,
     "marlin_bench.store.DiskFullError": ExitCode.PARTLY_FAILED,
     "marlin_bench.store.StoreError": ExitCode.USAGE,
     "marlin_bench.device.DeviceError": ExitCode.ENVIRONMENT,
