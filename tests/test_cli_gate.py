@@ -1,6 +1,7 @@
 """The gate and its relatives on the command line: what is printed, written, and how it ends."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -102,6 +103,74 @@ def test_each_broken_input_has_its_sentence_and_code(run_cli, policy, tmp_path, 
     found, _, err = run_cli("gate", policy(rule), run.folder)
     assert found == code
     assert sentence in err
+
+
+def cut(text):
+    return text[:-40]
+
+
+def first_time(value):
+    """Put `value` in the place of the first time of the last record."""
+
+    def change(text):
+        *lines, last = text.splitlines()
+        record = json.loads(last)
+        record["blocks"][0]["times"] = value
+        return "\n".join([*lines, json.dumps(record)]) + "\n"
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "sentence"),
+    [
+        (
+            first_time([math.nan]),
+            5,
+            "records.jsonl:2 lacks a value (blocks.0.times.0: Input should be a finite",
+        ),
+        (first_time([math.inf]), 5, "records.jsonl:2 lacks a value"),
+        (first_time([None]), 5, "records.jsonl:2 lacks a value"),
+        (first_time([]), 5, "records.jsonl:2 lacks a value"),
+        (first_time([0.0]), 2, "records.jsonl:2 is not a record (blocks.0.times.0: Input should be greater than 0)"),
+        (first_time(["soon"]), 2, "records.jsonl:2 is not a record"),
+        (lambda text: text.replace('"M":1,', "", 1), 5, "records.jsonl:1 lacks a value (M: Field required)"),
+        (lambda text: text.replace('"schema_version":1', '"schema_version":9', 1), 2, "schema version 9"),
+        (lambda text: "{broken\n" + text, 2, "records.jsonl:1 is not a record"),
+        (lambda text: "", 5, "holds no records"),
+        (cut, 5, "the rule selects no record"),
+    ],
+)
+def test_each_damage_to_a_file_has_its_sentence_and_code(run_cli, policy, tmp_path, change, code, sentence):
+    run = RunSpec([make_record(name, 1, 1e-5) for name in ("cublas_fp16", "marlin")]).write(tmp_path / "results")
+    path = run.folder / "records.jsonl"
+    path.write_text(change(path.read_text()))
+    found, out, err = run_cli("gate", policy("{rule: right, select: {backend: marlin}}"), run.folder)
+    assert found == code
+    assert sentence in out + err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("clocks", "code", "sentence"),
+    [("any", 0, "1 passed"), ("locked", 4, "clocks were not locked, and the rule asks for it")],
+)
+def test_a_clock_policy_that_the_rule_does_not_ask_for_is_inconclusive(
+    run_cli, policy, tmp_path, clocks, code, sentence
+):
+    run = RunSpec([make_record("marlin", 1, 1e-5)]).write(tmp_path / "results")
+    found, out, err = run_cli("gate", policy(f"{{rule: right, clocks: {clocks}}}"), run.folder)
+    assert found == code
+    assert sentence in out + err
+
+
+def test_a_folder_without_a_run_ends_with_5_and_a_file_that_is_no_policy_with_2(run_cli, policy, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = run_cli("gate", policy("{rule: right}"), tmp_path / "empty")
+    assert (code, "holds no run" in err) == (5, True)
+    (tmp_path / "noise.bin").write_bytes(bytes(range(256)))
+    code, _, err = run_cli("gate", tmp_path / "noise.bin", tmp_path / "empty")
+    assert (code, len(err.splitlines())) == (2, 1)
 
 
 def test_a_run_of_another_device_than_the_suites_ends_with_6(run_cli, tmp_path):
