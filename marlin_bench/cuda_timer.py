@@ -25,6 +25,7 @@ from marlin_bench.timer import Launch, Sample, Stopwatch, rounds_for
 
 _MOST_GRAPH_NODES = 4096
 _HOLD_NANOSECONDS = 40_000
+_COLD_HOLD_NANOSECONDS = 120_000  # a mark, two events and a launch take the host some 50 us to enqueue
 _EMPTY_LAUNCHES = 200
 _EMPTY_SAMPLES = 10
 _COLD_LAUNCHES = 4
@@ -188,7 +189,7 @@ class _ColdStopwatch:
         start, stop = _event(), _event()
         reset_persisting_l2()
         torch.sum(self.flush, dim=0, out=self.sink)
-        self.probe.spin(_HOLD_NANOSECONDS)
+        self.probe.spin(_COLD_HOLD_NANOSECONDS)
         self.probe.mark(2 * index)  # the clock of the launch itself: flush and spin draw another power
         start.record()
         result = launch()
