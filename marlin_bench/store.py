@@ -44,10 +44,6 @@ class MissingValueError(StoreError):
     """A record lacks a value, or holds a NaN or an infinity: what judges it has nothing to judge (exit 5)."""
 
 
-class MissingValueError(StoreError):
-    """A record lacks a value, or holds a NaN or an infinity: what judges it has nothing to judge (exit 5)."""
-
-
 class DiskFullError(StoreError):
     """A record could not be written; everything before it is intact."""
 
@@ -116,14 +112,6 @@ def _reason(error: ValueError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]
-
-
-def _lacks_a_value(error: ValueError) -> bool:
-    """Whether a line is whole but for a number that is absent, null, NaN or infinite."""
-    if not isinstance(error, ValidationError):
-        return False
-    kinds = {found["type"] for found in error.errors(include_url=False) if found["input"] is not None}
-    return kinds <= {"finite_number", "missing", "value_error"} and "line" not in kinds
 
 
 _LACKING = frozenset({"missing", "too_short", "finite_number"})
