@@ -21,7 +21,8 @@ class BitsandbytesNf4(Peer):
     """gemm_4bit of bitsandbytes (bitsandbytes-foundation/bitsandbytes), MIT, with NF4 codes in blocks of 128.
 
     Weights: 4 + 32/128 bits (an FP32 maximum a block; nested statistics are off). Meant for QLoRA and for M = 1. The
-    library takes a fused kernel for small M and dequantises for torch's linear above; the record's choice says which.
+    library takes a fused kernel for small M (bitsandbytes-foundation/bitsandbytes#1949) and dequantises for torch's
+    linear above; the record's choice says which.
     It quantises the same FP16 weights for itself and is judged against what that gives.
     """
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from marlin_bench.backends import carried
 from marlin_bench.backends.peer import Package, Peer
 from marlin_bench.backends.peers import packing
-from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
+from marlin_bench.backends.protocol import Choice, DeviceTraits, Effort, Launch, Packed
 from marlin_bench.problem import Format, Problem, int4
 from marlin_bench.quantize import QuantizedWeights
 
@@ -60,7 +60,9 @@ class Humming(Peer):
     """humming (vllm-project/humming), Apache-2.0: compiled for each layer, mma.sync at small M, wgmma with TMA above.
 
     Weights: 4 + 16/128 bits. Meant for all M; vLLM takes it as a quantisation backend (vllm-project/vllm#34556). Each
-    configuration compiles once (about 2 s, NVRTC or nvcc) into ~/.humming; that is before timing and in the record.
+    configuration compiles once (about 2 s, NVRTC or nvcc) into its cache, before timing; records say how long. Tiles
+    split over K meet by atomic additions in the output's precision: 0.0003 to 0.0005 of mean error in FP16. In BF16
+    that makes 0.002 to 0.004, over the limit of this suite, so that it is measured in FP16 alone.
     """
 
     name = "humming"
@@ -70,7 +72,6 @@ class Humming(Peer):
     meant_for = "all M, best on Hopper"
     extra = "humming"
     packages = (Package("humming-kernels", "humming", at_least="0.1.19"),)
-    dtype: ClassVar[torch.dtype] = torch.float16
 
     def load(self) -> None:
         """humming and, where the folder of carried libraries has them, its prebuilt kernels."""
@@ -93,21 +94,18 @@ class Humming(Peer):
         from humming.transform import prepare_and_transform_humming_tensors
 
         words = packing.words_along_k(packing.symmetric(weights).codes).t().contiguous()
-        scales = weights.scales.to(self.dtype).t().contiguous()
+        scales = weights.scales.t().contiguous()
         config, tensors = prepare_and_transform_humming_tensors(
             {"weight": words, "weight_scale": scales},
             shape_n=weights.N,
             shape_k=weights.K,
             weight_schema=HummingWeightSchema(b_dtype="int4", weight_scale_group_size=packing.GROUP_SIZE),
-            input_schema=HummingInputSchema(a_dtype=dtypes.DataType.from_torch_dtype(self.dtype)),
-            torch_dtype=self.dtype,
+            input_schema=HummingInputSchema(a_dtype=dtypes.float16),
+            torch_dtype=torch.float16,
         )
-        reference = packing.held_in_bf16(weights) if self.dtype is torch.bfloat16 else None
         locks = torch.zeros(_LOCKS, dtype=torch.int32, device=words.device)
         return Packed(
-            {"codes": tensors["weight"], "scales": tensors["weight_scale"]},
-            reference=reference,
-            extra={"config": config, "locks": locks},
+            {"codes": tensors["weight"], "scales": tensors["weight_scale"]}, extra={"config": config, "locks": locks}
         )
 
     def tune(
@@ -142,13 +140,3 @@ class Humming(Peer):
             )
 
         return multiply
-
-
-class HummingBf16(Humming):
-    """The same with BF16 activations, scales and outputs."""
-
-    name = "humming_bf16"
-    summary = "humming-kernels, compiled just in time (BF16)"
-    activation_dtype: ClassVar[Dtype] = "bf16"
-    output_dtype: ClassVar[Dtype] = "bf16"
-    dtype = torch.bfloat16

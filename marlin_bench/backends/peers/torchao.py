@@ -11,7 +11,7 @@ from marlin_bench.backends.peer import Package, Peer
 from marlin_bench.backends.peers import packing
 from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Launch, Packed
 from marlin_bench.problem import Format, Problem, int4
-from marlin_bench.quantize import LARGEST_CODE, QuantizedWeights
+from marlin_bench.quantize import LARGEST_CODE, SYMMETRIC_ZERO, QuantizedWeights
 
 _PADDED_K = 1024
 
@@ -83,11 +83,13 @@ class TorchaoInt4(Peer):
 
 
 def held(weights: QuantizedWeights, columns: slice) -> Tensor:
-    """The weights [K, columns] as torchao quantises them: its own primitives, forth and back."""
+    """The weights [K, columns] as torchao quantises them: its codes, and tinygemm's (code - 8) · scale + offset.
+
+    The kernel fuses the two and rounds to BF16 once; torchao's own dequantisation rounds twice.
+    """
     from torchao.quantization.quant_primitives import (
         MappingType,
         _choose_qparams_affine_tinygemm,
-        _dequantize_affine_tinygemm,
         _quantize_affine_tinygemm,
     )
 
@@ -104,7 +106,7 @@ def held(weights: QuantizedWeights, columns: slice) -> Tensor:
         zero_point_dtype=torch.bfloat16,
     )
     codes = _quantize_affine_tinygemm(dense, block, scale, offset, torch.int32, 0, LARGEST_CODE)
-    values: Tensor = _dequantize_affine_tinygemm(
-        codes, block, scale, offset, torch.int32, 0, LARGEST_CODE, output_dtype=torch.bfloat16
-    )
-    return values.t()
+    N, K = dense.shape
+    signed = (codes.view(N, -1, packing.GROUP_SIZE) - SYMMETRIC_ZERO).float()
+    values: Tensor = signed * scale.float().view(N, -1, 1) + offset.float().view(N, -1, 1)
+    return values.bfloat16().view(N, K).t()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import sys
 from functools import cache
@@ -9,6 +10,7 @@ from importlib.machinery import ExtensionFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -42,6 +44,23 @@ def extension() -> Any:
     module = module_from_spec(found)
     loader.exec_module(module)
     return module
+
+
+class _Layer:
+    """A layer of the library that ends before the CUDA driver does: its destructor would abort the process."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        _layers.add(self)
+
+
+_layers: WeakSet[_Layer] = WeakSet()
+
+
+@atexit.register
+def _end_layers() -> None:
+    for holder in _layers:
+        holder.layer = None
 
 
 class _Exchanged:
@@ -95,14 +114,16 @@ class Turbomind(Peer):
         layer.post_init(codes, scales, zeros, False)
         torch.cuda.synchronize(codes.device)
         tensors = {"codes": codes, "scales": scales, "zeros": zeros}
-        return Packed(tensors, extra={"layer": layer}, remake=lambda: self.pack(weights))
+        return Packed(tensors, extra={"layer": _Layer(layer)}, remake=lambda: self.pack(weights))
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
         """Linear.forward into `output`."""
-        layer: Any = packed.extra["layer"]
+        holder = packed.extra["layer"]
+        if not isinstance(holder, _Layer):
+            raise TypeError("packed by another backend")
         given, written = _Exchanged(activations), _Exchanged(output)
 
         def multiply() -> None:
-            layer.forward(given, written, torch.cuda.current_stream().cuda_stream)
+            holder.layer.forward(given, written, torch.cuda.current_stream().cuda_stream)
 
         return multiply

@@ -74,9 +74,9 @@ class VllmPeer(Peer):
 class VllmMarlin(VllmPeer):
     """Marlin as vLLM has it (csrc/quantization/marlin), Apache-2.0: mma.sync, FP32 sums.
 
-    Weights: 4 + 16/128 bits. Meant for M up to about 64; vLLM takes it wherever nothing better is known. On Hopper it
-    stays at about half of cuBLAS's rate for large M (mma.sync). vllm-project/vllm#4218 took the L2 hint out of the
-    original that crashed H100s.
+    Weights: 4 + 16/128 bits. Meant for M up to about 64; vLLM takes it wherever nothing better is known. From M = 128
+    on it is slower than cuBLAS (vllm-project/vllm#2497), at about half its rate on Hopper. vllm-project/vllm#4218 took
+    the L2 hint out of the original, which crashed H100s.
     """
 
     name = "vllm_marlin"
@@ -115,8 +115,8 @@ def marlin_locks(device: torch.device) -> Tensor:
 class VllmMachete(VllmPeer):
     """Machete (vllm-project/vllm#7174), Apache-2.0: CUTLASS mixed-input GEMM for Hopper, weights from registers.
 
-    Weights: 4 + 16/128 bits. Meant for Hopper at M from 16 on; vLLM prefers it to Marlin there. The schedule of vLLM's
-    heuristic is tried first, then the others that the library offers.
+    Weights: 4 + 16/128 bits. Meant for Hopper at M from 16 on; vLLM prefers it to Marlin there at every M (its
+    memory-bound side: vllm-project/vllm#21556). vLLM's heuristic picks the schedule; "full" tries all that there are.
     """
 
     name = "vllm_machete"
@@ -166,7 +166,8 @@ class GptqExllama(VllmPeer):
     """The exllama kernel for GPTQ weights in vLLM (csrc/quantization/gptq, after exllamav2), MIT in origin.
 
     Weights: 4 + 16/128 + 4/128 bits (a zero point a group). Meant for M = 1; from M = 51 on it dequantises and calls
-    cuBLAS. Partial sums are FP16 and meet by atomics, so that results differ from run to run.
+    cuBLAS. Partial sums are FP16 and meet by atomics, so that results differ from run to run. No BF16
+    (vllm-project/vllm#4781).
     """
 
     name = "gptq_exllama"
@@ -174,7 +175,7 @@ class GptqExllama(VllmPeer):
     meant_for = "M = 1"
     license = "MIT (kernel), Apache-2.0 (vLLM)"
     multiple_n = 8
-    tolerance = 0.01  # FP16 sums over up to K / 128 atomic additions
+    tolerance = 0.01  # FP16 sums, and FP16 atomic additions of K / 128 of them: 0.002 on an H200 at K 4096
 
     def format(self, problem: Problem) -> Format:
         """4-bit codes and zero points, FP16 scales."""
@@ -205,7 +206,8 @@ class Awq(VllmPeer):
     """AWQ's own kernel in vLLM (csrc/quantization/awq), MIT in origin: mma.sync, split over K.
 
     Weights: 4 + 16/128 + 4/128 bits (a zero point a group). Meant for small M on Ampere; like vLLM it dequantises and
-    calls cuBLAS from M = 256 on, which the record's choice tells.
+    calls cuBLAS from M = 256 on, which the record's choice tells. Slower than FP16 at most M (vllm-project/vllm#2268,
+    #55462); vLLM itself now runs AWQ weights with Marlin.
     """
 
     name = "awq"
