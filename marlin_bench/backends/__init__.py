@@ -33,7 +33,6 @@ _BUILT_IN: dict[str, str] = {
     "marlin_sparse": "marlin_sparse:MarlinSparse",
     "marlin_sparse_bf16": "marlin_sparse:MarlinSparseBf16",
     "humming": "peers.humming:Humming",
-    "humming_bf16": "peers.humming:HummingBf16",
     "quack": "peers.quack:Quack",
     "vllm_marlin": "peers.vllm:VllmMarlin",
     "vllm_machete": "peers.vllm:VllmMachete",
