@@ -18,8 +18,8 @@ import triton.testing
 
 from marlin_bench.backends import load_backend
 from marlin_bench.cuda_timer import quick_seconds
+from marlin_bench.entrant import DTYPES, LayerCache
 from marlin_bench.machine import open_machine
-from marlin_bench.measure import DTYPES, LayerCache
 from marlin_bench.operands import LayerKey, make_activations
 from marlin_bench.record import Status
 from marlin_bench.store import read_run

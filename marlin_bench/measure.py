@@ -1,157 +1,28 @@
-"""One cell: all its backends prepared, checked, timed in randomised blocks, and checked again.
-
-A block times every backend once, in random order; ratios are taken within a block. A backend leaves the rotation when
-the interval of its paired ratio is narrow enough or its share of the budget is spent (`converged: false`); baselines
-stay as long as anyone needs them.
-"""
+"""One cell: all its backends prepared, checked, timed in randomised blocks (blocks.py), and checked again."""
 
 from __future__ import annotations
 
-import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from marlin_bench.backends import TWIN_SUFFIX, load_backend
-from marlin_bench.backends.protocol import Backend, Choice, Effort, EightBitActivations, EightBitBackend, Packed
+from marlin_bench.backends import load_backend
+from marlin_bench.backends.protocol import Backend, Choice, EightBitActivations, EightBitBackend, Packed
+from marlin_bench.blocks import Timing
 from marlin_bench.check import check_output, fault, poison
-from marlin_bench.machine import Machine, TelemetryWindow
-from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
-from marlin_bench.plan import Cell
+from marlin_bench.entrant import DISTINCT_SETS, DTYPES, L2_ROUNDS, Emitter, Entrant, Job, LayerCache
+from marlin_bench.machine import Machine
+from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations
 from marlin_bench.problem import DTYPE_BITS
-from marlin_bench.quantize import QuantizedWeights
-from marlin_bench.record import Block, Check, EnergyUse, Flag, Record, Rotation, Status, TimerName, Tuning, record_id
-from marlin_bench.statistics import median_interval, paired_ratio
-from marlin_bench.suite_format import Sampling
-from marlin_bench.telemetry import flags as telemetry_flags
-from marlin_bench.telemetry import must_repeat
-from marlin_bench.timer import Launch, Sample, Stopwatch
+from marlin_bench.record import Check, Flag, Record, Rotation, Status, TimerName, Tuning, record_id
+from marlin_bench.timer import Launch
 from marlin_bench.torch_state import watched
 from marlin_bench.tuning import SEARCH_SECONDS, question_of, search
 
-DISTINCT_SETS = 2  # operand sets with data of their own; further ones rotate the same data at other addresses
-L2_ROUNDS = 5  # a round of launches reads at least this many times the L2
-_MEMORY_SHARE = 0.1  # of the device's memory, for a second copy of weights that exceed the L2 rule alone
-_MOST_SETS = 512
-_LEAST_BLOCKS = 6  # fewer samples have no 95 % interval
-_CHECK_EVERY = 5
-_CROSS_CHECK_BLOCKS = 10
 _SEARCH_BLOCK_SECONDS = 0.002  # what a candidate of a search is timed with
-_COOL_DOWN_SECONDS = 2.0
-_MOST_REPEATS = 3
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-class Emitter(Protocol):
-    """Where a cell's news goes, as it happens."""
-
-    def phase(self, backend: str, phase: str) -> None:
-        """`backend` now enters `phase`: who is to blame for what follows."""
-
-    def block(self, timer: TimerName, backend: str, block: Block) -> None:
-        """One finished turn."""
-
-    def verified(self, backend: str, check: Check) -> None:
-        """A right answer where only correctness was asked for."""
-
-    def record(self, record: Record) -> None:
-        """A finished record."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be measured, and what of it is already known."""
-
-    cell: Cell
-    backends: tuple[str, ...]
-    baselines: tuple[str, ...]
-    sampling: Sampling
-    run: str
-    device: str
-    clocks_locked: bool = False
-    profile: Literal["burst", "sustained"] = "burst"
-    isolated: bool = False
-    effort: Effort = "quick"
-    first_block: int = 0
-    clock_origin: float = 0.0
-    energy_seconds: float | None = None
-    verify_only: bool = False
-    finish: Callable[[], bool] = lambda: False
-
-
-@dataclass
-class LayerCache:
-    """Weights and packed weights of the layer in hand; cells of one layer follow each other."""
-
-    key: LayerKey | None = None
-    weights: list[QuantizedWeights] = field(default_factory=list)
-    packed: dict[str, list[Packed]] = field(default_factory=dict)
-
-    def turn_to(self, key: LayerKey, machine: Machine) -> None:
-        """Make `key` the layer in hand."""
-        if key == self.key:
-            return
-        self.key, self.weights, self.packed = key, [], {}
-        machine.release_memory()
-        self.weights = [make_weights(key, index, machine.torch_device) for index in range(DISTINCT_SETS)]
-
-    def packed_sets(self, backend: Backend, machine: Machine) -> list[Packed]:
-        """As many packed sets as the rotation rule asks for."""
-        if backend.name not in self.packed:
-            first = backend.pack(self.weights[0])
-            count = rotation_sets(first.nbytes, machine.traits.l2_bytes, machine.memory_bytes)
-            distinct = [first, *(backend.pack(weights) for weights in self.weights[1:count])]
-            copies = [distinct[index % DISTINCT_SETS].copy() for index in range(len(distinct), count)]
-            self.packed[backend.name] = [*distinct, *copies]
-        return self.packed[backend.name]
-
-
-def rotation_sets(packed_bytes: int, cache_bytes: int, memory_bytes: int) -> int:
-    """Operand sets in a round: enough to read 5x the cache, and a second one where memory allows."""
-    needed = math.ceil(L2_ROUNDS * cache_bytes / packed_bytes)
-    if needed < DISTINCT_SETS and packed_bytes * DISTINCT_SETS > _MEMORY_SHARE * memory_bytes:
-        return 1
-    return min(_MOST_SETS, max(DISTINCT_SETS, needed))
-
-
-@dataclass
-class Entrant:
-    """One backend in one cell, from preparation to record."""
-
-    backend: Backend
-    packed: list[Packed]
-    outputs: list[Tensor]
-    expected: list[Tensor]
-    choice: Choice
-    tuning: Tuning
-    launches: list[Launch]
-    prepare_s: float
-    eight_bit: list[EightBitActivations] = field(default_factory=list)
-    quantization_s: float | None = None
-    canonical_error: float | None = None
-    checks: list[Check] = field(default_factory=list)
-    stopwatches: dict[TimerName, Stopwatch] = field(default_factory=dict)
-    blocks: dict[TimerName, list[Block]] = field(default_factory=dict)
-    throttled_blocks: dict[TimerName, list[Block]] = field(default_factory=dict)
-    converged: dict[TimerName, bool] = field(default_factory=dict)
-    energy: EnergyUse | None = None
-    reason: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The backend's name."""
-        return self.backend.name
-
-    def medians(self, timer: TimerName) -> list[float]:
-        """One time a block, in block order."""
-        return [sorted(block.times)[len(block.times) // 2] for block in self.blocks[timer]]
 
 
 class CellMeasurement:
@@ -160,10 +31,8 @@ class CellMeasurement:
     def __init__(self, job: Job, machine: Machine, cache: LayerCache, emitter: Emitter) -> None:
         self.job, self.machine, self.cache, self.emitter = job, machine, cache, emitter
         self.cell = job.cell
-        self.random = random.Random(f"{job.cell.seed}/{job.cell.id}/{job.first_block}")
+        self.timing = Timing(job, machine, emitter, self._watched)
         self.started = time.monotonic()
-        self.timed_s = 0.0
-        self.power_w: float | None = None
         self._activations: dict[str, list[Tensor]] = {}
         self._canonical: dict[str, list[Tensor]] = {}
         self._changed_settings: dict[str, set[str]] = {}
@@ -407,154 +276,6 @@ class CellMeasurement:
             return None
         return f"it gives {result.dtype} {list(result.shape)} where {wanted[1]} {list(wanted[0])} belongs"
 
-    # -- timing -----------------------------------------------------------------------------------------------------
-
-    def time(self, entrants: list[Entrant]) -> None:
-        """All timers of the cell, the headline first."""
-        with self.machine.sensors() as window:
-            began = time.monotonic()
-            for timer in self.cell.timers:
-                if timer not in self.machine.timers:
-                    continue
-                for entrant in entrants:
-                    self.emitter.phase(entrant.name, f"prepare timer {timer}")
-                    with self._watched(entrant.name):
-                        stopwatch = self.machine.timers[timer].stopwatch(
-                            entrant.launches, self.job.sampling.block_seconds
-                        )
-                    entrant.stopwatches[timer] = stopwatch
-                    entrant.blocks[timer], entrant.throttled_blocks[timer] = [], []
-                self._blocks(timer, entrants, window)
-            for entrant in entrants:
-                self._time_quantization(entrant)
-            self.power_w = None if window is None else window(began, time.monotonic()).power_w
-        if self.job.energy_seconds is not None:
-            for entrant in entrants:
-                self.emitter.phase(entrant.name, "energy")
-                headline = entrant.stopwatches[self.cell.timers[0]]
-                entrant.energy = self.machine.energy(headline, self.job.energy_seconds)
-
-    def _time_quantization(self, entrant: Entrant) -> None:
-        """What making 8-bit activations takes, beside the product: the median of a few blocks."""
-        if not entrant.eight_bit:
-            return
-        self.emitter.phase(entrant.name, "activation quantisation")
-        with self._watched(entrant.name):
-            launches = [given.quantize for given in entrant.eight_bit]
-            stopwatch = self.machine.timers["kernel"].stopwatch(launches, self.job.sampling.block_seconds)
-            times = sorted(time for _ in range(_CROSS_CHECK_BLOCKS) for time in stopwatch.sample().times)
-        entrant.quantization_s = times[len(times) // 2]
-
-    def _blocks(self, timer: TimerName, entrants: list[Entrant], window: TelemetryWindow | None) -> None:
-        sampling = self.job.sampling
-        headline = timer == self.cell.timers[0]
-        most = sampling.max_blocks if headline else min(_CROSS_CHECK_BLOCKS, sampling.max_blocks)
-        least = min(sampling.min_blocks, most)
-        share = sampling.cell_seconds / max(1, len(entrants))
-        spent = dict.fromkeys((entrant.name for entrant in entrants), 0.0)
-        running = list(entrants)
-        if headline:
-            self._settle(timer, entrants)
-        for index in range(self.job.first_block, self.job.first_block + most):
-            order = list(running)
-            self.random.shuffle(order)
-            for position, entrant in enumerate(order):
-                block, seconds = self._turn(timer, entrant, index, position, window)
-                entrant.blocks[timer].append(block)
-                spent[entrant.name] += seconds
-                self.emitter.block(timer, entrant.name, block)
-            done = index - self.job.first_block + 1
-            if done >= _LEAST_BLOCKS and (done % _CHECK_EVERY == 0 or max(spent.values()) >= share):
-                running = self._still_needed(timer, running, spent, done >= least, share)
-            if not running or self.job.finish():
-                break
-        for entrant in entrants:
-            entrant.converged[timer] = self._is_narrow(timer, entrant, entrants)
-
-    def _settle(self, timer: TimerName, entrants: list[Entrant]) -> None:
-        """The rotation of the blocks, untimed: a rested card starts at a clock that it cannot keep up."""
-        ends = time.monotonic() + self.job.sampling.settle_seconds
-        while time.monotonic() < ends and not self.job.finish():
-            for entrant in entrants:
-                self.emitter.phase(entrant.name, "settle")
-                entrant.stopwatches[timer].sample()
-
-    def _still_needed(
-        self, timer: TimerName, running: list[Entrant], spent: dict[str, float], enough: bool, share: float
-    ) -> list[Entrant]:
-        candidates = [entrant for entrant in running if not self._is_baseline(entrant)]
-        baselines = [entrant for entrant in running if self._is_baseline(entrant)]
-
-        def goes_on(entrant: Entrant) -> bool:
-            if spent[entrant.name] >= share:
-                return False
-            return not (enough and self._is_narrow(timer, entrant, running))
-
-        candidates = [entrant for entrant in candidates if goes_on(entrant)]
-        if candidates:
-            originals = {entrant.name.removesuffix(TWIN_SUFFIX) for entrant in candidates}
-            return [entrant for entrant in running if entrant.name in originals or entrant in candidates + baselines]
-        return [entrant for entrant in baselines if goes_on(entrant)]
-
-    def _is_baseline(self, entrant: Entrant) -> bool:
-        return entrant.name in self.job.baselines
-
-    def _is_narrow(self, timer: TimerName, entrant: Entrant, entrants: list[Entrant]) -> bool:
-        """Whether the interval of the paired ratio (of the time itself for a baseline) is narrow enough.
-
-        A twin is there to be compared with its original, so that this is the ratio it stays for.
-        """
-        baseline = next((other for other in entrants if self._is_baseline(other)), None)
-        if entrant.name.endswith(TWIN_SUFFIX):
-            original = entrant.name.removesuffix(TWIN_SUFFIX)
-            baseline = next((other for other in entrants if other.name == original), baseline)
-        own = entrant.medians(timer)
-        if len(own) < _LEAST_BLOCKS:
-            return False
-        if baseline is None or baseline is entrant:
-            interval = median_interval(own)
-        else:
-            mates = {
-                block.index: time for block, time in zip(baseline.blocks[timer], baseline.medians(timer), strict=True)
-            }
-            pairs = [
-                (mates[block.index], time)
-                for block, time in zip(entrant.blocks[timer], own, strict=True)
-                if block.index in mates
-            ]
-            interval = paired_ratio([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        return interval.relative_width <= self.job.sampling.interval
-
-    def _turn(
-        self, timer: TimerName, entrant: Entrant, index: int, position: int, window: TelemetryWindow | None
-    ) -> tuple[Block, float]:
-        """One backend's turn; while the hardware slows itself down, measured again after a cool-down."""
-        for attempt in range(_MOST_REPEATS):
-            self.emitter.phase(entrant.name, "timing")
-            with self._watched(entrant.name):
-                sample = entrant.stopwatches[timer].sample()
-            block = self._block(sample, index, position, window)
-            if block.telemetry is None or not must_repeat(block.telemetry) or attempt == _MOST_REPEATS - 1:
-                break
-            entrant.throttled_blocks[timer].append(block)  # kept and flagged, but no part of the result
-            time.sleep(_COOL_DOWN_SECONDS)
-        seconds = sum(sample.times) / len(sample.times) * entrant.stopwatches[timer].launches
-        self.timed_s += seconds
-        return block, seconds
-
-    def _block(self, sample: Sample, index: int, position: int, window: TelemetryWindow | None) -> Block:
-        telemetry = None if window is None else window(sample.started, sample.ended)
-        # more digits than the clocks behind them have would only make records large
-        return Block(
-            index=index,
-            order=position,
-            times=[float(f"{time:.7g}") for time in sample.times],
-            started_s=round(max(0.0, sample.started - self.job.clock_origin), 3),
-            sm_clock_hz=None if sample.sm_clock_hz is None else round(sample.sm_clock_hz, -4),
-            telemetry=telemetry,
-            flags=[] if telemetry is None else telemetry_flags(telemetry),
-        )
-
     # -- records ----------------------------------------------------------------------------------------------------
 
     def finish(self, entrants: list[Entrant]) -> None:
@@ -574,7 +295,7 @@ class CellMeasurement:
                             "throttled_blocks": entrant.throttled_blocks[timer],
                             "converged": entrant.converged[timer],
                             "flags": self._flags(timer, entrant),
-                            "cell_power_w": self.power_w,
+                            "cell_power_w": self.timing.power_w,
                             "energy": entrant.energy if timer == self.cell.timers[0] else None,
                         }
                     )
@@ -668,6 +389,6 @@ def measure_cell(job: Job, machine: Machine, cache: LayerCache, emitter: Emitter
         for entrant in entrants:
             emitter.verified(entrant.name, entrant.checks[-1])
         return 0.0
-    cell.time(entrants)
+    cell.timing.time(entrants)
     cell.finish(cell.check_after(entrants))
-    return cell.timed_s
+    return cell.timing.timed_s

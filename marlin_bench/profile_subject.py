@@ -10,7 +10,7 @@ import sys
 import torch
 
 from marlin_bench.backends import load_backend
-from marlin_bench.measure import DTYPES, rotation_sets
+from marlin_bench.entrant import DTYPES, rotation_sets
 from marlin_bench.operands import LayerKey, make_activations, make_weights
 from marlin_bench.plan import plan
 from marlin_bench.suite import load_suite

@@ -18,8 +18,9 @@ from typing import IO
 from pydantic import BaseModel
 
 from marlin_bench.device import DeviceError
+from marlin_bench.entrant import Job, LayerCache
 from marlin_bench.machine import Machine, open_machine
-from marlin_bench.measure import Job, LayerCache, measure_cell
+from marlin_bench.measure import measure_cell
 from marlin_bench.messages import (
     REQUEST,
     BlockDone,

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 from simulated import IMPOSTORS, SimulatedMachine, SimulatedStopwatch, SimulatedTimer
 
-from marlin_bench.measure import DISTINCT_SETS, Job, LayerCache, measure_cell, rotation_sets
+from marlin_bench.entrant import DISTINCT_SETS, Job, LayerCache, rotation_sets
+from marlin_bench.measure import measure_cell
 from marlin_bench.plan import Cell
 from marlin_bench.record import Flag, Record, Status, Telemetry
 from marlin_bench.suite_format import Sampling
@@ -167,7 +168,7 @@ def test_verify_only_times_nothing():
 
 
 def test_a_block_under_hardware_slowdown_is_measured_again_kept_and_flagged(monkeypatch):
-    monkeypatch.setattr("marlin_bench.measure._COOL_DOWN_SECONDS", 0.0)
+    monkeypatch.setattr("marlin_bench.blocks._COOL_DOWN_SECONDS", 0.0)
     calls = []
 
     def window(started, ended):
@@ -183,7 +184,7 @@ def test_a_block_under_hardware_slowdown_is_measured_again_kept_and_flagged(monk
 
 
 def test_after_a_cool_down_the_clean_block_counts_and_the_throttled_one_is_kept(monkeypatch):
-    monkeypatch.setattr("marlin_bench.measure._COOL_DOWN_SECONDS", 0.0)
+    monkeypatch.setattr("marlin_bench.blocks._COOL_DOWN_SECONDS", 0.0)
     reasons = iter([["hw_thermal"], *([[]] * 1000)])
     machine = SimulatedMachine(window=lambda started, ended: Telemetry(event_reasons=next(reasons)))
     record = by_backend(measure(["sim_fp16"], machine=machine))["sim_fp16"]
