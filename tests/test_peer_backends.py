@@ -37,6 +37,7 @@ PEERS = [
     "bitsandbytes_fp4",
     "gptq_exllama",
     "awq",
+    "exllamav2",
     "w4a8_fp8",
     "w4a8_fp8_mslk",
     "w4a8_int8",
@@ -151,7 +152,7 @@ def test_an_absent_library_is_one_sentence_and_one_command(name, monkeypatch):
     missing = load_backend(name).missing()
     assert missing is not None
     assert missing.reason.endswith("is not installed")
-    assert missing.remedy.startswith("pip install 'marlin-bench[")
+    assert missing.remedy.startswith("pip install ")
 
 
 def test_naming_and_asking_backends_imports_no_library():
@@ -285,6 +286,31 @@ def test_int8_marlin_puts_the_unit_of_its_scales_on_the_activations(weights, mon
     assert fault(check_output(output, expected, 0.001, "before")) is None
     canonical = expected_product(activations, WeightSource(weights))
     assert float((output.double() - canonical).abs().mean() / canonical.abs().mean()) < 0.02
+
+
+def test_exllamav2_is_called_with_gptqs_words_and_frees_its_matrices(weights, monkeypatch):
+    alive = {}
+
+    def make_q_matrix(words, *rest):
+        *_, zeros, scales, _order, _bias, dense, rows = rest
+        assert len(rest) == 12  # as in its ext_qmatrix.cpp
+        assert dense.numel() >= rows * N
+        alive[7] = words, zeros, scales
+        return 7
+
+    def gemm_half_q_half(activations, handle, output, force):
+        words, zeros, scales = alive[handle]
+        output.copy_(Operators().gptq_gemm(activations, words, zeros, scales, torch.empty(0), True, False, 4))
+
+    extension = ModuleType("exllamav2_ext")
+    extension.make_q_matrix, extension.gemm_half_q_half = make_q_matrix, gemm_half_q_half
+    extension.free_q_matrix = alive.pop
+    monkeypatch.setitem(sys.modules, "exllamav2_ext", extension)
+    check, packed, _ = run(load_backend("exllamav2"), weights)
+    assert fault(check) is None
+    assert alive
+    del packed
+    assert not alive
 
 
 def test_conch_is_called_with_gptqs_words_and_a_bias_of_eight(weights, monkeypatch):
