@@ -2,7 +2,8 @@
 
 `gpu_benchmark` measures a backend (or your own launches) and hands the times of the GPU to pytest-benchmark, so that
 `--benchmark-json`, `compare` and `--benchmark-compare-fail=median:5%` work on them. `pytest --marlin-suite SUITE` runs
-a whole suite as tests, one a cell and backend. Without a GPU both skip, unless MARLIN_BENCH_REQUIRE_GPU=1 is set.
+a whole suite as tests, one a cell and backend; `pytest --marlin-backend package:Class` runs the conformance test of a
+backend. Without a GPU all of them skip, unless MARLIN_BENCH_REQUIRE_GPU=1 is set.
 
 torch is imported when the first GPU test runs, never when pytest starts.
 """
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from marlin_bench.record import Record
 
 REQUIRE_VARIABLE = "MARLIN_BENCH_REQUIRE_GPU"
+_CONFORMANCE = Path(__file__).with_name("conformance.py")
 _CELL_SECONDS = 2.0
 _ROUNDS = 30
 
@@ -30,6 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The plugin's options."""
     group = parser.getgroup("marlin-bench")
     group.addoption("--marlin-suite", metavar="SUITE", help="run a suite as tests, one a cell and backend")
+    group.addoption(
+        "--marlin-backend",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="run the conformance test on a backend: its registered name, or package.module:Class; may be repeated",
+    )
     group.addoption("--marlin-results", metavar="DIR", help="where the suite's run folder goes")
     group.addoption(
         "--marlin-device", choices=("cuda", "cpu"), default="cuda", help="what gpu_benchmark measures on (cuda)"
@@ -37,12 +46,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """With --marlin-suite and no test paths of one's own, the suite is all there is to run."""
+    """With --marlin-suite or --marlin-backend and no test paths of one's own, that is all there is to run."""
     suite = config.getoption("--marlin-suite")
-    if suite is None:
-        return
-    path = str(_suite_path(suite))
-    config.args = [*config.args, path] if config.args_source is pytest.Config.ArgsSource.ARGS else [path]
+    paths = [] if suite is None else [str(_suite_path(suite))]
+    if config.getoption("--marlin-backend"):
+        paths.append(str(_CONFORMANCE))
+    if paths:
+        config.args = [*config.args, *paths] if config.args_source is pytest.Config.ArgsSource.ARGS else paths
 
 
 def _suite_path(name: str) -> Path:
@@ -58,7 +68,7 @@ def _suite_path(name: str) -> Path:
     return path if path.is_file() else shipped
 
 
-def _unavailable(reason: str) -> None:
+def unavailable(reason: str) -> None:
     """Skip, or fail where a GPU was promised."""
     if os.environ.get(REQUIRE_VARIABLE) == "1":
         pytest.fail(f"{REQUIRE_VARIABLE}=1 is set, but {reason}", pytrace=False)
@@ -170,41 +180,13 @@ def _settle(record: Record) -> None:
         pytest.fail(reason, pytrace=False)
 
 
-class _Collected:
-    """Keeps the records of a cell and nothing else."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def phase(self, backend: str, phase: str) -> None:
-        """Not shown."""
-
-    def block(self, timer: str, backend: str, block: object) -> None:
-        """Kept in the record."""
-
-    def verified(self, backend: str, check: object) -> None:
-        """Not asked for."""
-
-    def record(self, record: Record) -> None:
-        """A finished record."""
-        self.records.append(record)
-
-
 def _measured(machine: Machine, name: str, M: int, N: int, K: int, group_size: int | None) -> Record:
-    from marlin_bench.device import slug
-    from marlin_bench.measure import Job, LayerCache, measure_cell
-    from marlin_bench.plan import Cell, cell_id
+    from marlin_bench.conformance import measured
+    from marlin_bench.problem import Problem
     from marlin_bench.suite_format import Sampling
 
-    layer = f"{K}x{N}"
-    cell = Cell(
-        cell_id(layer, group_size, M), "pytest", layer, M, N, K, group_size, (name,), seed=0, timers=("kernel",)
-    )
     sampling = Sampling(max_blocks=_ROUNDS, cell_seconds=_CELL_SECONDS)
-    job = Job(cell, (name,), (), sampling, run="pytest", device=slug(machine.traits.name))
-    found = _Collected()
-    measure_cell(job, machine, LayerCache(), found)
-    return found.records[0]
+    return measured(machine, name, Problem(M, N, K, group_size), sampling)
 
 
 @pytest.fixture(scope="session")
@@ -214,10 +196,10 @@ def marlin_machine(request: pytest.FixtureRequest) -> Machine:
     try:
         import torch
     except ImportError:
-        _unavailable("torch is not installed")
+        unavailable("torch is not installed")
         raise
     if device == "cuda" and not torch.cuda.is_available():
-        _unavailable("torch sees no CUDA device")
+        unavailable("torch sees no CUDA device")
     from marlin_bench.machine import open_machine
 
     return open_machine(device)
@@ -237,7 +219,12 @@ def gpu_benchmark(request: pytest.FixtureRequest, marlin_machine: Machine) -> Gp
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """The suite file of --marlin-suite, and no other YAML."""
+    """The suite file of --marlin-suite, and no other YAML; the module of conformance checks for --marlin-backend."""
+    if file_path == _CONFORMANCE and parent.config.getoption("--marlin-backend"):
+        from marlin_bench.pytest_conformance import ConformanceCollector
+
+        checks: pytest.Collector = ConformanceCollector.from_parent(parent, path=file_path)
+        return checks
     suite = parent.config.getoption("--marlin-suite")
     if suite is None or file_path.resolve() != _suite_path(suite).resolve():
         return None
@@ -265,7 +252,7 @@ class SuiteCollector(pytest.File):
         if self._records is None and self._obstacle is None:
             self._measure()
         if self._obstacle is not None:
-            _unavailable(self._obstacle)
+            unavailable(self._obstacle)
         return (self._records or {}).get((cell, backend))
 
     def _measure(self) -> None:

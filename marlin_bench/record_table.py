@@ -59,6 +59,10 @@ def _notes(row: Row) -> str:
         notes.insert(0, record.reason or record.status.value)
     if row.baseline not in (None, record.backend, HEADLINE_BASELINE):
         notes.append(f"over {row.baseline}")
+    if row.headline is not None and row.headline.dtypes is not None:
+        notes.append(row.headline.dtypes)
+    if record.activation_quantization_s is not None:
+        notes.append(f"quantising its activations {record.activation_quantization_s * 1e6:.3g} µs more")
     return ", ".join(notes)
 
 

@@ -33,6 +33,8 @@ class Comparison:
     speedup: Interval
     ideal_speedup: float | None
     paired_blocks: int
+    dtypes: str | None = None
+    """Where the two compute with other types: those of record and baseline, such as `bf16 over fp16`."""
 
     @property
     def fraction_of_ideal(self) -> float | None:
@@ -190,7 +192,9 @@ def _comparison(own: _Timed, baseline: _Timed, attainable: float | None, roofs: 
     theirs, mine = _paired_times(baseline, own)
     if not mine.size:
         return None
-    return Comparison(name, paired_ratio(theirs, mine), ideal, len(mine))
+    types = (own.record.activation_dtype, baseline.record.activation_dtype)
+    dtypes = None if types[0] == types[1] else " over ".join(types)
+    return Comparison(name, paired_ratio(theirs, mine), ideal, len(mine), dtypes)
 
 
 def _published_comparison(record: Record, roofs: Roofs | None) -> Comparison | None:

@@ -72,8 +72,8 @@ def _numbers(version_text: str) -> tuple[int, ...]:
 class Peer(Backend):
     """A kernel of another package."""
 
-    extra: ClassVar[str]
-    """The extra of this project that installs it."""
+    extra: ClassVar[str] = ""
+    """The extra of this project that installs it; empty where none can, and `remedy` says how it is had."""
     packages: ClassVar[tuple[Package, ...]]
 
     def missing(self) -> Missing | None:

@@ -66,7 +66,7 @@ def suites(as_json: options.AsJson = False) -> None:
 
 @app.command("backends")
 def backends(as_json: options.AsJson = False) -> None:
-    """List the backends, whether each can run here, and the command that brings a missing one.
+    """List the backends: what they compute with, whether each can run here, the command that brings a missing one.
 
     Example: marlin-bench list backends
     """
@@ -78,18 +78,35 @@ def backends(as_json: options.AsJson = False) -> None:
     has_cuda = torch.cuda.is_available()
     lines: list[dict[str, str | int]] = []
     for name in backend_names():
-        try:
-            backend = load_backend(name)
-        except ImportError as error:  # a third party's entry point may name what is not installed
-            lines.append({"backend": name, "device": "?", "here": f"cannot be loaded ({error})", "summary": ""})
-            continue
+        backend = load_backend(name)
         missing = backend.missing()
         if missing is not None:
             here = f"{missing.reason}: {missing.remedy}"
         else:
             here = "yes" if backend.device == "cpu" or has_cuda else "no CUDA device"
-        lines.append({"backend": name, "device": backend.device, "here": here, "summary": backend.summary})
-    columns = (Column("backend"), Column("device"), Column("summary", rank=1), Column("here", elastic=True))
+        lines.append(
+            {
+                "backend": name,
+                "device": backend.device,
+                "activations": backend.operand_dtype,
+                "outputs": backend.output_dtype,
+                "meant for": backend.meant_for,
+                "license": backend.license,
+                "project": backend.project,
+                "summary": backend.summary,
+                "here": here,
+            }
+        )
+    columns = (
+        Column("backend"),
+        Column("device"),
+        Column("activations", rank=2),
+        Column("outputs", rank=3),
+        Column("meant for", rank=4),
+        Column("license", rank=5),
+        Column("summary", rank=1),
+        Column("here", elastic=True),
+    )
     _print(columns, lines, as_json)
 
 
