@@ -13,7 +13,10 @@ from marlin_bench.roofline import Roofs, roofs_from_ceilings
 
 
 class Datasheet(BaseModel):
-    """One GPU: bytes/s, dense FP16 tensor flop/s, and the SM clock in Hz at which the latter holds."""
+    """One GPU: bytes/s, dense FP16 tensor flop/s, and the SM clock in Hz at which the latter holds.
+
+    `capability` says which kernels run there; None where nobody said.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,6 +27,7 @@ class Datasheet(BaseModel):
     clock_hz: float
     sm_count: int
     flop_per_sm_clock: int
+    capability: tuple[int, int] | None = None
 
     def ceilings(self) -> list[Ceiling]:
         """The promises in the form of measured ceilings, so that everything that takes those takes these."""

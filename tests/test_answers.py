@@ -13,7 +13,7 @@ from marlin_bench.paper import ideal_layer, paper_models, paper_roofline, paper_
 from marlin_bench.plots import knee as knee_plot
 from marlin_bench.plots import paper as paper_plots
 from marlin_bench.plots import predict as predict_plot
-from marlin_bench.plots.canvas import PlotError
+from marlin_bench.plots.canvas import PlotError, save
 from marlin_bench.predict import Prediction, UnknownGpuError, find_gpu, predict
 from marlin_bench.roofline import roofs_from_ceilings
 from marlin_bench.speedup import rows
@@ -91,6 +91,34 @@ def test_figure_9_sums_the_layers_of_the_paper_s_models():
     assert "marlin on NVIDIA A10 (published)" in texts(paper_plots.draw_models(bars, "figure 9"))
 
 
+def test_a_model_like_the_paper_s_stands_for_it_and_says_so():
+    shapes = ((4096, 12288), (4096, 4096), (4096, 22016), (11008, 4096))  # llama-2-7b
+    records = [
+        make_record(backend, 16, K * N * cost * 1e-15, layer=f"{K}x{N}", K=K, N=N, noise=0.0)
+        for K, N in shapes
+        for backend, cost in (("cublas_fp16", 2.0), ("marlin", 1.0))
+    ]
+    bars = paper_models(rows(records, None), "NVIDIA H200")
+    assert [(b.model, b.measured_on, round(b.speedup, 6)) for b in bars if not b.published] == [
+        ("paper-llama-7b", "llama-2-7b", 2.0)
+    ]
+    assert "llama-7b\n(run: llama-2-7b)" in texts(paper_plots.draw_models(bars, "figure 9"))
+
+
+def test_a_kernel_is_not_predicted_where_it_cannot_run(run_cli, tmp_path):  # noqa: F811
+    records = [
+        make_record(backend, 16, time, noise=0.0)
+        for backend, time in (("cublas_fp16", 3e-5), ("marlin", 1e-5), ("marlin_hopper", 1e-5), ("of_another", 1e-5))
+    ]
+    RunSpec(records).write(tmp_path / "results")
+    code, out, err = run_cli("predict", "--gpu", "a10")
+    assert code == 0
+    assert "marlin_hopper" not in out
+    assert "left out, as a10 cannot run them: marlin_hopper" in err
+    assert "of_another" in out  # nobody knows what it needs
+    assert "marlin_hopper" in run_cli("predict", "--gpu", "h100")[1]
+
+
 def test_a_prediction_is_the_ideal_elsewhere_times_the_efficiency_here(made):
     found = predict(made, find_datasheet("a10"))
     one = next(p for p in found if (p.layer, p.M, p.backend) == ("72k_x_18k", 16, "marlin"))
@@ -132,13 +160,16 @@ def test_a_gpu_of_one_s_own_is_a_file_and_a_mistake_is_a_sentence(tmp_path):
             find_gpu(name)
 
 
-def test_knees_are_drawn_with_arrows_beyond_what_was_measured(made):
+def test_knees_are_drawn_with_arrows_beyond_what_was_measured(made, tmp_path):
     from marlin_bench.knee import knees
     from marlin_bench.speedup import curves
 
     figure = knee_plot.draw(knees(curves(made)), "knees")
     assert "crossover: the 16-bit baseline wins" in texts(figure)
     assert "72k_x_18k  marlin" in texts(figure)
+    assert "beyond the measured M (knee above, crossover below)" in texts(figure)
+    save(figure, [tmp_path / "knee.png"])
+    assert figure.axes[0].get_tightbbox().x0 >= 0  # no label is cut off
     with pytest.raises(PlotError):
         knee_plot.draw([], "none")
 

@@ -13,7 +13,9 @@ import typer
 from marlin_bench.cli import options
 
 if TYPE_CHECKING:
+    from marlin_bench.datasheet import Datasheet
     from marlin_bench.models import Model
+    from marlin_bench.speedup import Row
 
 ModelOption = Annotated[
     str,
@@ -117,6 +119,21 @@ def recommend(
     print_table(single_table(answer, asked, times, gains), sys.stdout)
 
 
+def _runs_on(row: Row, gpu: Datasheet) -> bool:
+    """Whether the kernel behind a row runs on another GPU; yes for backends that are not known here."""
+    from marlin_bench.backends import UnknownBackendError, load_backend
+    from marlin_bench.backends.protocol import DeviceTraits
+
+    if gpu.capability is None:
+        return True
+    traits = DeviceTraits("cuda", gpu.key, gpu.capability, gpu.sm_count)
+    try:
+        backend = load_backend(row.record.backend)
+    except UnknownBackendError:
+        return True
+    return backend.device == "cuda" and backend.unsupported(row.record.problem, traits) is None
+
+
 def predict(
     gpu: Annotated[str, typer.Option("--gpu", metavar="GPU|FILE", help="a10 | l4 | l40s | a100 | h100 | … or a YAML.")],
     run: options.RunArgument = None,
@@ -146,7 +163,11 @@ def predict(
     found = open_run(run, results_folder(results), options.selection(None, layer, backend, None))
     timer = headline_timer(found.rows)
     rows = without_companions(row for row in found.rows if row.record.timer == timer)
-    predictions = look_ahead(rows, target)
+    predictions = look_ahead([row for row in rows if _runs_on(row, target)], target)
+    left = sorted({row.record.backend for row in rows if row.fraction_of_ideal is not None}
+                  - {one.backend for one in predictions})  # fmt: skip
+    if left:
+        typer.echo(f"left out, as {target.key} cannot run them: {', '.join(left)}", err=True)
     if as_json:
         lines = [{"predicted": True, **asdict(prediction)} for prediction in predictions]
         sys.stdout.write(json.dumps(lines, indent=1, allow_nan=False) + "\n")

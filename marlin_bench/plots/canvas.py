@@ -22,9 +22,11 @@ ABOVE = "above a measured roof or the ideal"
 DOUBTFUL = "pale: not converged or throttled"
 IMPOSSIBLE = "impossible: beats physics, shown on the roof"
 PROFILED = "over the bytes a profiler counted"
-_REMARKS = (ABOVE, DOUBTFUL, IMPOSSIBLE, PROFILED)
+CROSSOVER = "from here on FP16 wins"
+_REMARKS = (CROSSOVER, ABOVE, DOUBTFUL, IMPOSSIBLE, PROFILED)
 _WIDTH_INCHES = 8.3  # a README column of 830 px at 100 dpi
 _PNG_DPI = 200
+_SVG_DPI = 72  # what a point is in an SVG
 _LETTER_INCHES = 0.068  # a letter of the legend, on average, and what a handle and its gaps take
 _HANDLE_INCHES = 0.5
 
@@ -68,6 +70,12 @@ def small_multiples(count: int, title: str, *, x_label: str, y_label: str) -> tu
     return figure, axes[:count]
 
 
+def name_panel(panel: Axes, title: str, *, narrow: bool) -> None:
+    """The title over a panel; where three stand side by side the shape goes under the name."""
+    text = title.replace("  (", "\n(", 1) if narrow else title
+    panel.set_title(text, y=1)  # a place of its own need not be searched for
+
+
 def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend under all panels, each label once."""
     entries: dict[str, Artist] = {}
@@ -91,6 +99,7 @@ def settle(figure: Figure) -> None:
     """Give every panel its final size and keep it: laying out costs more than drawing, and is done once."""
     engine = figure.get_layout_engine()
     if engine is not None:
+        figure.set_dpi(_PNG_DPI)  # texts are as wide as they will be: on coarse pixels they are rounded
         engine.execute(figure)
         figure.set_layout_engine("none")
 
@@ -108,10 +117,21 @@ def _legend_columns(labels: Sequence[str]) -> int:
 
 def save(figure: Figure, paths: Sequence[Path]) -> None:
     """Write the figure to each path (.svg or .png); PlotError when a path cannot be written."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    with themed():  # labels are made when they are laid out
+        settle(figure)
+    figure.set_facecolor("white")
     for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else {}  # the same records give the same bytes
         try:
-            with themed():
-                figure.savefig(path, dpi=_PNG_DPI, metadata=metadata, facecolor="white")
+            with themed():  # straight to the canvas: `savefig` draws everything once more to lay it out
+                if path.suffix == ".svg":
+                    figure.set_dpi(_SVG_DPI)
+                    # without a date the same records give the same bytes
+                    FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})  # type: ignore[no-untyped-call]
+                else:
+                    figure.set_dpi(_PNG_DPI)
+                    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
         except OSError as error:
             raise PlotError(f"cannot write {path} ({error.strerror}): choose another file with -o") from error

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 120
 _LINE_INCHES = 0.2
+_BEYOND = "beyond the measured M (knee above, crossover below)"
 
 
 def draw(found: Sequence[Knee], title: str) -> Figure:
@@ -45,6 +46,7 @@ def draw(found: Sequence[Knee], title: str) -> Figure:
                     label="a kernel on the roofs leaves memory",
                 )
         ax.set_yticks(range(len(found)), [f"{k.curve.layer}  {k.curve.backend}" for k in reversed(found)], fontsize=7.5)
+        ax.set_ylim(-0.7, len(found) - 0.3)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
@@ -61,7 +63,8 @@ def _mark(ax: Axes, knee: Knee, value: Interval, height: int, look: Look, *, fil
     face = look.colour if filled else "white"
     if not knee.first < value.value < math.inf:  # before the first M measured, or beyond the last
         place, marker = (knee.first, "$\\leftarrow$") if value.value <= knee.first else (knee.last, "$\\rightarrow$")
-        ax.plot([place], [height + (0.18 if filled else -0.18)], marker=marker, color=look.colour, alpha=0.8)
+        lifted = height + (0.18 if filled else -0.18)
+        ax.plot([place], [lifted], marker=marker, linestyle="none", color=look.colour, alpha=0.8, label=_BEYOND)
         return
     low = min(max(value.low, knee.first), value.value)
     high = max(min(value.high, knee.last), value.value)

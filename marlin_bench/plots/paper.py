@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from marlin_bench.panels import RooflinePanel, Series, SpeedupPanel
 from marlin_bench.paper import ModelBar, PaperRoofline, PaperSpeedup
-from marlin_bench.plots.canvas import PlotError, settle, shared_legend, small_multiples, themed
+from marlin_bench.plots.canvas import PlotError, name_panel, settle, shared_legend, small_multiples, themed
 from marlin_bench.plots.theme import FAINT, FONT_SIZE, INK, MUTED, Look, looks
 from marlin_bench.units import format_ratio
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TERA = 1e12
+_LABEL_APART = 0.3  # octaves
 _SMALL = FONT_SIZE - 2
 _QUOTED = "A10, published"
 _HATCHES = ("", "//", "..", "xx")
@@ -31,15 +32,15 @@ def draw_speedup(found: PaperSpeedup, title: str, device: str | None) -> Figure:
         _speedup_curves(ax, found.quoted, styles, quoted=True, suffix=_QUOTED)
         if found.measured is not None:
             _speedup_curves(ax, found.measured, styles, quoted=False, suffix=device or "")
-        batches = sorted({point.M for panel in panels for series in panel.series for point in series.points})
+        batches = {point.M for panel in panels for series in panel.series for point in series.points}
         ax.set_xscale("log", base=2)
-        ax.set_xticks(batches)
+        ax.set_xticks(_apart(batches))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.grid(axis="y", color=FAINT, linewidth=0.5)
         ax.axhline(1, color=MUTED, linewidth=1)
         ax.set_ylim(0)
-        ax.set_title(found.quoted.title if found.measured is None else found.measured.title)
+        name_panel(ax, (found.measured or found.quoted).title, narrow=False)
         shared_legend(figure, [ax])
         settle(figure)
         return figure
@@ -69,7 +70,14 @@ def _speedup_curves(ax: Axes, panel: SpeedupPanel, styles: dict[str, Look], *, q
 
 
 def _ideal(fmt: str, suffix: str) -> str:
-    return f"ideal {fmt.split('_g', maxsplit=1)[0]} ({suffix})"
+    zeros = " with zero points" if fmt.endswith("_zp") else ""
+    return f"ideal {fmt.split('_g', maxsplit=1)[0]}{zeros} ({suffix})"
+
+
+def _apart(batches: Collection[int]) -> list[int]:
+    """Powers of two, and what is far enough from them for a label of its own: 65 is not, beside 64."""
+    powers = [batch for batch in batches if batch & (batch - 1) == 0]
+    return sorted({*powers, *(b for b in batches if all(abs(math.log2(b / power)) > _LABEL_APART for power in powers))})
 
 
 def draw_roofline(found: Sequence[PaperRoofline], title: str, device: str | None) -> Figure:
@@ -90,7 +98,7 @@ def draw_roofline(found: Sequence[PaperRoofline], title: str, device: str | None
             if pair.measured is not None:
                 _roofs(ax, pair.measured, colour=INK, label=f"roofs ({device})")
                 _points(ax, pair.measured.series, styles, quoted=False, suffix=device or "")
-            ax.set_title(pair.quoted.title)
+            name_panel(ax, pair.quoted.title, narrow=False)
         shared_legend(figure, axes)
         settle(figure)
         return figure
@@ -123,6 +131,12 @@ def _points(ax: Axes, found: Sequence[Series], styles: dict[str, Look], *, quote
         )
 
 
+def _model_label(model: str, bars: Sequence[ModelBar]) -> str:
+    """The paper's model, and under it the one like it that a run measured."""
+    own = next((bar.measured_on for bar in bars if bar.model == model and bar.measured_on is not None), None)
+    return model.removeprefix("paper-") + ("" if own is None else f"\n(run: {own})")
+
+
 def draw_models(bars: Sequence[ModelBar], title: str) -> Figure:
     """Figure 9: bars by model, one for each GPU and backend; quoted ones are open and hatched."""
     from matplotlib.figure import Figure as Canvas
@@ -151,7 +165,7 @@ def draw_models(bars: Sequence[ModelBar], title: str) -> Figure:
                 label=f"{backend} on {device}{' (published)' if published else ''}",
             )
             ax.bar_label(drawn, [format_ratio(height)[:-1] for height in heights], fontsize=_SMALL - 1.5, padding=1)
-        ax.set_xticks(range(len(models)), [model.removeprefix("paper-") for model in models])
+        ax.set_xticks(range(len(models)), [_model_label(model, bars) for model in models])
         ax.set_ylabel("speed-up of all linear layers, M=16")
         ax.set_ylim(0, 1.08 * math.ceil(max(bar.speedup for bar in bars)))
         ax.axhline(1, color=MUTED, linewidth=1)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from marlin_bench.panels import ComputeRoof, LaunchFloor, Mark, Point, RooflinePanel, Series
 from marlin_bench.plots.canvas import (
     ABOVE,
+    CROSSOVER,
     DOUBTFUL,
     IMPOSSIBLE,
     PROFILED,
+    name_panel,
     settle,
     shared_legend,
     small_multiples,
@@ -45,11 +47,11 @@ def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
             _twins(ax, panel, styles)
             for series in panel.series:
                 _points(ax, series, styles[series.backend])
-            _crossovers(ax, panel.crossovers, styles)
+            _crossovers(ax, panel.crossovers, styles, with_text=len(panels) <= 6)
             _impossible(ax, panel.impossible, styles)
             _profiled(ax, panel.profiled, styles)
             _label_batches(ax, panel, styles, apart=1.7 if detailed else 3.5)
-            ax.set_title(panel.title)
+            name_panel(ax, panel.title, narrow=len(panels) > 4)
         shared_legend(figure, axes)
         settle(figure)
         _lay_along(slopes)
@@ -165,7 +167,7 @@ def _compute_labels(ax: Axes, roofs: Sequence[ComputeRoof], limits: Limits, *, d
         names = ", ".join(f"{roof.name} {format_flops(roof.rate).split()[0]}" for roof in stack[:-1])
         ax.annotate(
             f"{names}{', ' if names else ''}{highest.name} {format_flops(highest.rate)}{clock}",
-            (limits[0][1], highest.rate / _TERA),
+            (limits[0][1], highest.highest / _TERA),
             xytext=(-2, 3),
             textcoords="offset points",
             ha="right",
@@ -255,11 +257,24 @@ def fade_doubtful(ax: Axes, places: Sequence[tuple[float, float]], look: Look) -
         )
 
 
-def _crossovers(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look]) -> None:
+def _crossovers(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look], *, with_text: bool) -> None:
     """A bar across the curve where the 16-bit baseline overtakes it."""
+    first = marks[0] if marks else None
     for place, mark in enumerate(marks):
         colour = styles[mark.backend].colour
-        ax.plot([mark.x], [mark.y / _TERA], marker="|", color=colour, markersize=12, markeredgewidth=1.6, zorder=4)
+        ax.plot(
+            [mark.x],
+            [mark.y / _TERA],
+            marker="|",
+            linestyle="none",
+            color=colour,
+            markersize=12,
+            markeredgewidth=1.6,
+            zorder=4,
+            label=CROSSOVER if mark is first else None,
+        )
+        if not with_text:
+            continue
         ax.annotate(
             f"1x at M={mark.M:.0f}",
             (mark.x, mark.y / _TERA),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from marlin_bench.panels import Series, SpeedupPanel
-from marlin_bench.plots.canvas import settle, shared_legend, small_multiples, themed
+from marlin_bench.plots.canvas import name_panel, settle, shared_legend, small_multiples, themed
 from marlin_bench.plots.roofline import ring_flagged
 from marlin_bench.plots.theme import FAINT, FONT_SIZE, INK, MUTED, Look, looks
 
@@ -37,8 +37,8 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
             for series in panel.series:
                 _curve(ax, series, styles[series.backend])
             for place, (backend, batch) in enumerate(sorted(panel.crossovers, key=lambda found: found[1])):
-                _crossover(ax, batch, styles[backend], place)
-            ax.set_title(panel.title)
+                _crossover(ax, batch, styles[backend], place, with_text=len(panels) <= 6)
+            name_panel(ax, panel.title, narrow=len(panels) > 4)
         highest = max(
             [point.y for panel in panels for series in panel.series for point in series.points]
             + [y for panel in panels for ideal in panel.ideals for _, y in ideal.points]
@@ -103,9 +103,11 @@ def _curve(ax: Axes, series: Series, look: Look) -> None:
     ring_flagged(ax, [(point.x, point.y) for point in series.points if point.flagged])
 
 
-def _crossover(ax: Axes, batch: float, look: Look, place: int) -> None:
+def _crossover(ax: Axes, batch: float, look: Look, place: int, *, with_text: bool) -> None:
     """Where the curve falls through 1, marked on the baseline's line with its M; labels are stacked by `place`."""
     ax.plot([batch], [1], marker="|", color=look.colour, markersize=11, markeredgewidth=1.6, zorder=4)
+    if not with_text:
+        return
     ax.annotate(
         f"1x at M={batch:.0f}",
         (batch, 1),
