@@ -59,8 +59,8 @@ def _verdict(
     elif outcome is Outcome.INCONCLUSIVE:
         converged = all(record.converged for record in records)
         reason = "the interval straddles the limit" + ("" if converged else ", not converged")
-    elif not is_published and math.isinf(value.low) and value.low < 0:
-        outcome, reason = Outcome.INCONCLUSIVE, "too few blocks for an interval"
+        if math.isinf(value.high) and not value.low > 0:
+            reason = "too few blocks for an interval"
     elif outcome is Outcome.FAILED:
         reason = "beyond the limit with its whole interval" if not is_published else "beyond the limit"
     if outcome in {Outcome.FAILED, Outcome.INCONCLUSIVE} and records:

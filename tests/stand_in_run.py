@@ -1,7 +1,8 @@
 """Stands in for `marlin-bench run` in a bisection: invented times, which a file of the tree makes slower.
 
 The tree's `kernel.txt` holds `slower = 0.05` (of time), `status = wrong`, or `slower = noisy`; `machine.txt` beside the
-results folder may say that the machine no longer shows any difference, or that Ctrl-C is pressed.
+results folder may say that the machine no longer shows any difference, that Ctrl-C
+is pressed, and worse.
 """
 
 import argparse
@@ -38,6 +39,9 @@ if machine == "interrupt" and step != "ends":
 if machine == "no device" and step != "ends":
     print("marlin-bench: the GPU has fallen off the bus", file=sys.stderr)
     sys.exit(6)
+if machine == "lost good" and step != "ends" and options.results.name == "good":
+    print("marlin-bench: the disk is full", file=sys.stderr)
+    sys.exit(2)
 slower = kernel.get("slower", "0")
 share = 0.0 if machine == "moved" and step != "ends" else 0.015 if slower == "noisy" else float(slower)
 noise = 0.2 if slower == "noisy" else 0.001

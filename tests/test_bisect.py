@@ -105,6 +105,7 @@ def test_the_first_slow_commit_is_found_with_both_ends_measured_at_every_step(re
     found = json.loads(out)
     assert found["first_bad"] == commits[3]
     assert f"first bad commit: {commits[3]} change 3" in err
+    assert "GOOD and BAD differ in 1 of 2: square_8k/g128/M16 marlin\n" in err
     assert found["followed"] == ["square_8k/g128/M16 marlin"]
     assert {step["commit"]: step["verdict"] for step in found["steps"]} == {
         commit: "bad" if commits.index(commit) >= 3 else "good"
@@ -206,6 +207,13 @@ def test_a_device_that_is_gone_ends_the_search_with_6(repository, bisect):
     code, _, err = bisect(folder, commits[0], commits[3], machine="no device")
     assert code == 6
     assert "fallen off the bus" in err
+
+
+def test_an_end_that_cannot_be_measured_again_ends_with_5(repository, bisect):
+    folder, commits = repository(FAST, FAST, SLOW)
+    code, _, err = bisect(folder, commits[0], commits[2], machine="lost good")
+    assert code == 5
+    assert "GOOD cannot be measured (the disk is full)" in err
 
 
 def test_questions_without_an_answer_are_refused(repository, bisect, tmp_path):

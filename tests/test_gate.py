@@ -69,6 +69,7 @@ def test_marlin_passes_on_every_published_figure(folder):
     guard = rule("absolute", select={"backend": "marlin", "M": {"at_most": 32}}, at_least=0.95)
     report = judge(case(read_run(PAPER / folder), guard))
     assert report.exit_code is ExitCode.DONE
+    assert report.summary.endswith("judged on published values")
 
 
 FALLS = {  # the first M under 95 % of the ideal, from the numbers that the paper prints
@@ -99,6 +100,8 @@ def test_published_values_are_no_evidence_for_right_relative_and_model():
         report = judge(case(run, asked))
         assert set(outcomes(report)) == {Outcome.NOT_APPLICABLE}
         assert report.exit_code is ExitCode.NOTHING_MEASURED
+        assert "judged on published values" not in report.summary
+        assert all(verdict.is_published for verdict in report.verdicts)
 
 
 def test_published_values_are_never_a_baseline(h200):
@@ -220,6 +223,8 @@ def test_right_tells_wrong_from_crashed_from_unsupported_from_not_installed(tmp_
         records = [make_record("cublas_fp16", 1, 1e-5), make_record("marlin", 1, 1e-5, status=status, reason="why")]
         report = judge(case(RunSpec(records, name=status.value).write(tmp_path), rule("right")))
         assert outcomes(report) == [Outcome.PASSED, outcome]
+        command = "marlin-bench verify h200 --only square_8k/g128/M1 --backend marlin"
+        assert [one.next_command for one in report.verdicts] == ["", command if outcome is Outcome.FAILED else ""]
         assert report.exit_code is code
 
 
@@ -282,6 +287,57 @@ def test_a_knee_beyond_the_last_batch_is_at_least_that_and_unknown_above():
     assert unknown.outcome is Outcome.INCONCLUSIVE
     (awq,) = judge(case(run, rule("knee", select={"backend": "awq"}, at_least=28))).verdicts
     assert (awq.outcome, awq.value) == (Outcome.FAILED, 1.0)
+
+
+def test_a_knee_asks_for_locked_clocks_and_tells_what_it_lacks(tmp_path, h200):
+    select = {"backend": "marlin", "layer": "square_8k"}
+    (locked,) = judge(case(h200, rule("knee", select=select, at_least=1, clocks="locked"))).verdicts
+    assert (locked.outcome, "not locked" in locked.reason) == (Outcome.INCONCLUSIVE, True)
+    (few,) = judge(case(h200, rule("knee", select={**select, "M": 16}, at_least=1))).verdicts
+    assert few.reason == "fewer than two M have a share of the ideal"
+    assert few.next_command == "marlin-bench run h200 --only square_8k/g128/M16 --backend marlin"
+    records = h200_records(layers=("square_8k",))
+    records = [r for r in records if (r.backend, r.M) != ("marlin", 64)]
+    records.append(make_record("marlin", 64, 1, status=Status.WRONG, reason="off by 3"))
+    (wrong,) = judge(case(RunSpec(records, name="w").write(tmp_path), rule("knee", select=select, at_least=1))).verdicts
+    assert (wrong.reason, wrong.code) == ("it is wrong (off by 3)", ExitCode.WRONG_RESULT)
+    assert wrong.next_command == "marlin-bench verify h200 --only square_8k/g128/M64 --backend marlin"
+
+
+def test_the_reason_and_the_next_command_fit_the_outcome(tmp_path):
+    cells = [make_record(name, 1, time, noise=0.01) for name, time in (("cublas_fp16", 3e-5), ("marlin", 1e-5))]
+    run = RunSpec(cells).write(tmp_path)
+    share = judge(case(run, rule("absolute", at_least=0.1, ideal=3.0))).verdicts[0].value
+    again = "marlin-bench run h200 --only square_8k/g128/M1 --backend marlin"
+    for at_least, reason, command in (
+        (0.9 * share, "", ""),
+        (share, "the interval straddles the limit", again),
+        (1.1 * share, "beyond the limit with its whole interval", again),
+    ):
+        (verdict,) = judge(case(run, rule("absolute", at_least=at_least, ideal=3.0))).verdicts
+        assert (verdict.reason, verdict.next_command) == (reason, command)
+    short = [record.model_copy(update={"blocks": record.blocks[:4]}) for record in cells]
+    for at_least in (0.9 * share, 1.1 * share):
+        asked = rule("absolute", at_least=at_least, ideal=3.0)
+        (verdict,) = judge(case(RunSpec(short, name="short").write(tmp_path), asked)).verdicts
+        assert (verdict.outcome, verdict.reason) == (Outcome.INCONCLUSIVE, "too few blocks for an interval")
+
+
+def test_a_model_is_the_one_of_the_suite_where_it_has_one_of_that_name(tmp_path):
+    text = (
+        "device: {kind: cuda, name: H200}\nlayers: [{model: llama-3-8b}, {model: llama-2-7b, tensor_parallel: 2}]\n"
+        "M: [16]\nbackends: [cublas_fp16, marlin]\ngate: [{rule: right}]\n"
+    )
+    halves = next(one for one in parse_suite(text, source="s", name="h200").models if one.name.startswith("llama-2"))
+    records = [
+        make_record(backend, 16, time, layer=f"{halves.name}.{layer.name}", K=layer.K, N=layer.N)
+        for backend, time in (("cublas_fp16", 3e-5), ("marlin", 1e-5))
+        for layer in halves.layers
+    ]
+    made = RunSpec(records).write(tmp_path)
+    run = made.__class__(made.folder, made.meta.model_copy(update={"suite_text": text}), made.records)
+    (verdict,) = judge(case(run, rule("model", model=halves.name, select={"backend": "marlin"}, at_least=2))).verdicts
+    assert (verdict.outcome, verdict.value) == (Outcome.PASSED, pytest.approx(3.0, rel=0.01))
 
 
 # -- broken input ----------------------------------------------------------------------------------------
@@ -429,6 +485,8 @@ def test_a_backend_that_broke_since_the_baseline_fails_by_how_it_broke(tmp_path)
         run = RunSpec(new, name=str(status)).write(tmp_path)
         report = judge(case(run, rule("relative", select={"backend": "*"}), baseline=old))
         assert report.exit_code is code, status
+        verb = "verify" if status is Status.WRONG else "run"
+        assert report.by_severity[0].next_command.startswith(f"marlin-bench {verb} h200 --only square_8k/g128/M1")
 
 
 def test_a_backend_that_is_new_fails_nothing(tmp_path):
@@ -437,6 +495,7 @@ def test_a_backend_that_is_new_fails_nothing(tmp_path):
     report = judge(case(new, rule("relative"), baseline=old))
     assert set(outcomes(report)) == {Outcome.PASSED, Outcome.NOT_APPLICABLE}
     assert report.exit_code is ExitCode.DONE
+    assert not any(verdict.is_published for verdict in report.verdicts)
 
 
 def test_a_thousand_gates_of_the_same_code_never_fail(tmp_path):
@@ -475,10 +534,15 @@ def test_a_cell_too_noisy_to_see_five_percent_is_open_not_passed(tmp_path):
 def test_a_throttled_side_leaves_a_regression_open(tmp_path):
     meta, rng = meta_of(tmp_path), np.random.default_rng(14)
     old, new = simulated_records(rng, "plain", cells=1), simulated_records(rng, "plain", cells=1, slower=0.1)
-    assert outcomes(judge(relative_case(meta, tmp_path, old, new))) == [Outcome.FAILED]
+    (failed,) = judge(relative_case(meta, tmp_path, old, new)).verdicts
+    assert (failed.outcome, failed.next_command.split()[:2]) == (Outcome.FAILED, ["marlin-bench", "run"])
+    (passed,) = judge(relative_case(meta, tmp_path, old, old)).verdicts
+    assert (passed.outcome, passed.next_command) == (Outcome.PASSED, "")
     for side in (old, new):
         side[1] = side[1].model_copy(update={"flags": [Flag.THROTTLED]})
-        assert outcomes(judge(relative_case(meta, tmp_path, old, new))) == [Outcome.INCONCLUSIVE]
+        (verdict,) = judge(relative_case(meta, tmp_path, old, new)).verdicts
+        assert (verdict.outcome, verdict.reason[:9]) == (Outcome.INCONCLUSIVE, "throttled")
+        assert verdict.next_command.endswith("--retry 2")
         side[1] = side[1].model_copy(update={"flags": []})
 
 
@@ -548,6 +612,9 @@ def test_the_table_begins_with_what_falls_shortest_never_with_the_alphabet(mixed
     assert order == sorted(order, key=["fail", "inconclusive", "pass", "not applicable"].index)
     failing = [verdict for verdict in mixed.by_severity if verdict.outcome is Outcome.FAILED]
     assert [one.shortfall for one in failing] == sorted((one.shortfall for one in failing), reverse=True)
+    assert failing[0].shortfall == pytest.approx(1 - failing[0].value / 0.6)
+    assert failing[0].shortfall > failing[-1].shortfall > 0
+    assert Verdict(0, "relative", "", Outcome.FAILED, Subject(), value=1.0, limit=0.0).shortfall == 0.0
 
 
 def test_markdown_keeps_its_limit_with_the_gravest_first_and_says_what_it_left_out(mixed):
