@@ -19,7 +19,8 @@ from pathlib import Path
 
 from marlin_bench.bisect_trees import BisectError, Commit, Repository, Search, Tree, UntestableError
 from marlin_bench.exit_codes import ExitCode
-from marlin_bench.gate import Case, GateError, judge
+from marlin_bench.gate import GateError, judge
+from marlin_bench.gate_case import Case
 from marlin_bench.gate_policy import Policy
 from marlin_bench.gate_rules import GateRule, RelativeRule, RightRule
 from marlin_bench.plan import plan

@@ -6,7 +6,7 @@ import shlex
 
 from marlin_bench.compare import CellChange, compare, unlike
 from marlin_bench.exit_codes import ExitCode
-from marlin_bench.gate import Case, doubt, selects, subject_of
+from marlin_bench.gate_case import Case, doubt, selects, subject_of
 from marlin_bench.gate_policy import rule_text
 from marlin_bench.gate_rules import RelativeRule, RightRule
 from marlin_bench.judgement import Evidence, Judgement

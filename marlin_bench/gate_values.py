@@ -13,7 +13,7 @@ import numpy as np
 
 from marlin_bench.bootstrap import resampled_medians
 from marlin_bench.exit_codes import ExitCode
-from marlin_bench.gate import Case, doubt, subject_of
+from marlin_bench.gate_case import Case, doubt, subject_of
 from marlin_bench.gate_policy import bound_text, rule_text
 from marlin_bench.gate_rules import AbsoluteRule, KneeRule, ModelRule
 from marlin_bench.knee import efficiency, knee

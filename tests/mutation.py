@@ -20,7 +20,7 @@ from types import CodeType, FunctionType
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("gate", "gate_values", "gate_changes", "compare", "judgement", "verdict", "bisect")
+MODULES = ("gate", "gate_case", "gate_values", "gate_changes", "compare", "judgement", "verdict", "bisect")
 TESTS = ("test_compare.py", "test_gate.py", "test_cli_gate.py", "test_baseline.py", "test_bisect.py")
 PROCESSES = os.cpu_count() or 1
 LONGEST_S = 60

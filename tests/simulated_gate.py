@@ -5,7 +5,7 @@ import math
 import numpy as np
 from synthetic_run import RunSpec, make_record
 
-from marlin_bench.gate import Case
+from marlin_bench.gate_case import Case
 from marlin_bench.gate_policy import Policy
 from marlin_bench.gate_rules import RelativeRule
 from marlin_bench.record import Block, RunMeta

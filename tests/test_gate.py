@@ -13,7 +13,8 @@ from synthetic_run import H200_CEILINGS, RunSpec, environment, h200_records, h20
 
 from marlin_bench import published
 from marlin_bench.exit_codes import ExitCode
-from marlin_bench.gate import Case, EmptyRunError, GateError, OtherDeviceError, judge
+from marlin_bench.gate import EmptyRunError, GateError, OtherDeviceError, judge
+from marlin_bench.gate_case import Case
 from marlin_bench.gate_files import (
     MOST_ANNOTATIONS,
     bencher_metric_format,

@@ -14,7 +14,7 @@ import typer
 from marlin_bench.cli import options
 
 if TYPE_CHECKING:
-    from marlin_bench.gate import Case
+    from marlin_bench.gate_case import Case
     from marlin_bench.gate_policy import Policy
     from marlin_bench.record import Record
     from marlin_bench.store import Run
@@ -61,7 +61,8 @@ def gate(
 
     Example: marlin-bench gate suites/h200.yaml --baseline results/baselines/h200/h200 --retry 2
     """
-    from marlin_bench.gate import Case, judge
+    from marlin_bench.gate import judge
+    from marlin_bench.gate_case import Case
     from marlin_bench.gate_policy import load_policy
     from marlin_bench.noise import read_noise_map
     from marlin_bench.store import results_folder
@@ -121,7 +122,8 @@ def _baseline(argument: str | None, results: Path, run: Run) -> Run | None:
 
 def _again(case: Case, report: GateReport, attempt: int, device: str | None) -> Case | None:
     """The case with its open and failing cells measured once more; None when there are none to measure."""
-    from marlin_bench.gate import GateError, planned_cell
+    from marlin_bench.gate import GateError
+    from marlin_bench.gate_case import planned_cell
     from marlin_bench.retry import cells_to_repeat, repeated
 
     if case.is_published or case.suite is None:
