@@ -173,7 +173,7 @@ class GptqExllama(VllmPeer):
     name = "gptq_exllama"
     summary = "exllama kernel for GPTQ in vLLM (FP16 sums)"
     meant_for = "M = 1"
-    license = "MIT (kernel), Apache-2.0 (vLLM)"
+    license = "MIT AND Apache-2.0"
     multiple_n = 8
     tolerance = 0.01  # FP16 sums, and FP16 atomic additions of K / 128 of them: 0.002 on an H200 at K 4096
 
@@ -213,7 +213,7 @@ class Awq(VllmPeer):
     name = "awq"
     summary = "AWQ kernel in vLLM (FP16)"
     meant_for = "M up to 16"
-    license = "MIT (kernel), Apache-2.0 (vLLM)"
+    license = "MIT AND Apache-2.0"
     lowest_capability = (7, 5)
     least_dense_rows = 256
     split_k = 8
