@@ -19,7 +19,8 @@
 #include "sparse_fragments.cuh"
 #include "sparse_pipeline.cuh"
 #include "sparse_tile.cuh"
-// The reduction works on what the headers above say a tile is.
+// The reductions work on what the headers above say a tile is.
+#include "cluster_reduction.cuh"
 #include "reduction.cuh"
 #include "stripes.cuh"
 
@@ -99,7 +100,7 @@ __device__ __forceinline__ void accumulate(Sums& sums, const Ring& ring, Cursor&
     }
     return;
   }
-  constexpr int kBuffers = kBatchBlocks <= (kWarps > 8 ? 1 : 4) ? 2 : 1;  // of activations, where registers allow
+  constexpr int kBuffers = kBatchBlocks <= (kWarps * CTAS_PER_SM > 8 ? 1 : 4) ? 2 : 1;  // of activations: registers
   Weights weights[2];
   Activations activations[kBuffers];
   ring.wait_full(cursor);
@@ -162,12 +163,13 @@ marlin_sparse(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte al
               float4* partial_sums,              // [striped tiles + CTAs][kTileM · kTileN / 4]
               u64* arrivals,                     // [striped tiles]
               int M, int N, int K, int group_shift) {
-  extern __shared__ uint4 shared[];  // the ring, then kTileM · kTileN · (kWarpsK - 1) floats for the reduction
+  extern __shared__ uint4 shared[];  // the ring, then kTileM · kTileN · (kWarpsK - 1) floats, and a cluster's exchange
   __shared__ u64 barriers[2 * kStages];
   const Operands operands{A, W, scales, M, N, K, group_shift};
   const Ring ring(shared, barriers);
   if (threadIdx.x == 0) ring.initialize();
   __syncthreads();
+  announce_to_cluster();
 
   const int row_tiles = (M + kTileM - 1) / kTileM, channel_tiles = (N + kTileN - 1) / kTileN;
   const auto tile_of = [&](const Segment& segment) { return tile_coordinates(segment.tile, row_tiles, channel_tiles); };
@@ -189,6 +191,7 @@ marlin_sparse(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte al
         producer.produce_activations(tile_of(segment).row * kTileM, segment.k_begin, segment.k_end);
       });
     }
+    leave_cluster();
     return;
   }
 
@@ -207,8 +210,11 @@ marlin_sparse(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte al
     const auto write = [&](int u, const OutputVector& sum) { output.write(u, sum, at); };
     const bool computes = output.channel + at.warp_n * 64 < N;
     accumulate(sums, ring, cursor, segment.k_end - segment.k_begin, computes, at);
-    reduce_over_warps(sums, at, reinterpret_cast<float4*>(shared + kStages * kStageVectors));
-    if (segment.slices == 1) {
+    float4* behind_ring = reinterpret_cast<float4*>(shared + kStages * kStageVectors);
+    reduce_over_warps(sums, at, behind_ring);
+    if (kCluster > 1) {
+      add_in_cluster(sums, behind_ring + kWarpReductionVectors, at, write);
+    } else if (segment.slices == 1) {
       for_each_owned(sums, at, write);
     } else if (post_slice(sums, segment, workspace, at)) {
       add_slices(segment, workspace, at, write);

@@ -14,6 +14,11 @@
 #include "sparse_tile.cuh"
 #include "swizzle.cuh"
 
+// 1 for compute-sanitizer's racecheck, which does not follow __syncwarp from the lanes that read to the one that arrives.
+#ifndef EVERY_LANE_RELEASES
+#define EVERY_LANE_RELEASES 0
+#endif
+
 struct Operands {
   const Scalar* activations;  // [M, K] row major
   const uint4* weights;       // [K / 64, N / 64, kBlockSparseVectors] (layouts/marlin_sparse.py)
@@ -45,7 +50,7 @@ class Ring {
   __device__ void initialize() const {
     for (int stage = 0; stage < kStages; ++stage) {
       mbarrier_init(full(stage), kActivationThreads + (BULK_COPIES ? 1 : 32));
-      mbarrier_init(empty_ + 8 * stage, kWarps);
+      mbarrier_init(empty_ + 8 * stage, kWarps * (EVERY_LANE_RELEASES ? 32 : 1));
     }
 #if __CUDA_ARCH__ >= 900
     fence_mbarrier_init();
@@ -61,7 +66,7 @@ class Ring {
   // By a whole warp, once it has read the stage.
   __device__ __forceinline__ void release(Cursor cursor, int lane) const {
     __syncwarp();
-    if (lane == 0) mbarrier_arrive(empty_ + 8 * cursor.stage);
+    if (EVERY_LANE_RELEASES || lane == 0) mbarrier_arrive(empty_ + 8 * cursor.stage);
   }
 
  private:

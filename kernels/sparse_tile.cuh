@@ -6,6 +6,7 @@
 //   SCALE_ROWS                 scale groups that one k tile touches: 1, or TILE_K / group
 //   BF16                       0 or 1: activations in BF16
 //   CTAS_PER_SM                how many are meant to share an SM
+//   CLUSTER                    CTAs that share each tile as a cluster: 2, by halves of K (sm_90a), or 1 for no clusters
 //   BULK_COPIES                0 or 1: the ring is filled by bulk copies; by default where they exist, from sm_90 on
 //
 // Computing warps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 channels and up to WARP_ROWS batch rows; the warps left over
@@ -27,6 +28,7 @@ using Scalar = Type::Scalar;
 #define BULK_COPIES (__CUDA_ARCH__ >= 900)
 #endif
 
+constexpr int kCluster = CLUSTER;
 constexpr int kTileM = TILE_M, kTileN = TILE_N, kTileK = TILE_K;
 constexpr int kStages = STAGES;
 constexpr int kScaleRows = SCALE_ROWS;

@@ -78,7 +78,7 @@ def _marlin_sparse(arch: str) -> Iterator[KernelBuild]:
     heavy = marlin_config.Operands(group_size=64, bf16=True)
     for tile in marlin_sparse_config.TILES:
         for label, operands in (("fp16 g128", plain), ("bf16 g64", heavy)):
-            if arch != "sm_90a" and (operands is heavy or tile.tall):
+            if arch != "sm_90a" and (operands is heavy or tile.needs_sm90a):
                 continue
             try:
                 build = marlin_sparse_config.build_for(tile, operands, SHARED_BYTES_PER_BLOCK[arch])

@@ -27,7 +27,8 @@ class SparseTile:
     """What a CTA computes at a time: `rows` x `columns` of C, `depth` of dense K, by `warps` that compute.
 
     A warp takes up to 32 rows, `tall` ones 64: each weight is dequantised half as often, but the registers for it must
-    be taken from other warps, which only sm_90a can do.
+    be taken from other warps, which only sm_90a can do. With a `cluster` of 2 the CTAs of every tile are its two halves
+    of K and add up through distributed shared memory, which only sm_90a has.
     """
 
     rows: int
@@ -36,11 +37,18 @@ class SparseTile:
     warps: int = _WARPS
     tall: bool = False
     ctas_per_sm: int = 1
+    cluster: int = 1
 
     def __str__(self) -> str:
         warps = "" if self.warps == _WARPS else f"w{self.warps}"
+        cluster = "" if self.cluster == 1 else f"c{self.cluster}"
         pair = "" if self.ctas_per_sm == 1 else f"x{self.ctas_per_sm}"
-        return f"{self.rows}x{self.columns}x{self.depth}{'t' if self.tall else ''}{warps}{pair}"
+        return f"{self.rows}x{self.columns}x{self.depth}{'t' if self.tall else ''}{warps}{cluster}{pair}"
+
+    @property
+    def needs_sm90a(self) -> bool:
+        """Whether only sm_90a has what it takes: registers that move between warps, or clusters."""
+        return self.tall or self.cluster > 1
 
     @property
     def warp_rows(self) -> int:
@@ -56,6 +64,11 @@ class SparseTile:
     def reduction_bytes(self) -> int:
         """Shared memory in which warps that split K exchange their sums; it lies behind the ring."""
         return self.rows * self.columns * 4 * (self.warps_k - 1)
+
+    @property
+    def exchange_bytes(self) -> int:
+        """Shared memory in which the CTAs of a cluster exchange their sums; it lies behind that of the warps."""
+        return self.sum_bytes if self.cluster > 1 else 0
 
     @property
     def sum_bytes(self) -> int:
@@ -85,7 +98,8 @@ class SparseBuild:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a CTA."""
-        return self.stages * self.tile.stage_bytes(self.operands) + self.tile.reduction_bytes
+        tile = self.tile
+        return self.stages * tile.stage_bytes(self.operands) + tile.reduction_bytes + tile.exchange_bytes
 
     @property
     def defines(self) -> dict[str, int | str]:
@@ -100,6 +114,7 @@ class SparseBuild:
             "SCALE_ROWS": self.operands.scale_rows(self.tile.depth),
             "BF16": int(self.operands.bf16),
             "CTAS_PER_SM": self.tile.ctas_per_sm,
+            "CLUSTER": self.tile.cluster,
         }
 
 
@@ -120,7 +135,7 @@ def build_for(tile: SparseTile, operands: Operands, shared_per_block: int) -> Sp
     sm_90. ConfigError when fewer than two stages fit.
     """
     share = (shared_per_block + _RESERVED_SHARED_BYTES) // tile.ctas_per_sm - _RESERVED_SHARED_BYTES
-    room = share - _BARRIER_BYTES - tile.reduction_bytes
+    room = share - _BARRIER_BYTES - tile.reduction_bytes - tile.exchange_bytes
     stages = min(_DEEPEST_PIPELINE, room // tile.stage_bytes(operands))
     if stages < _FEWEST_STAGES:
         raise ConfigError(f"tile {tile} needs more than the {shared_per_block} bytes of shared memory of a block here")
@@ -128,12 +143,16 @@ def build_for(tile: SparseTile, operands: Operands, shared_per_block: int) -> Sp
 
 
 def plan_for(build: SparseBuild, M: int, N: int, K: int, ctas: int) -> SparsePlan:
-    """The launch of `build` on at most `ctas` CTAs: never more than there are steps."""
+    """The launch of `build` on at most `ctas` CTAs, never more than there are steps; with clusters on two a tile."""
     tile = build.tile
     if K % tile.depth or N % BLOCK:
         raise ConfigError(f"tile {tile} does not divide K {K} by {tile.depth} and N {N} by {BLOCK}")
     tiles = -(-M // tile.rows) * -(-N // tile.columns)
     k_tiles = K // tile.depth
+    if tile.cluster > 1:
+        if k_tiles < tile.cluster:
+            raise ConfigError(f"tile {tile} needs a K of at least {tile.cluster * tile.depth}, not {K}")
+        ctas = tile.cluster * tiles
     stripes = Stripes(k_tiles, tiles, min(ctas, tiles * k_tiles))
     return SparsePlan(build, stripes.ctas, stripes.places * tile.sum_bytes, stripes.striped_tiles)
 
@@ -156,6 +175,12 @@ TILES = (
     SparseTile(64, 256, 64),
     SparseTile(64, 256, 128),
     SparseTile(64, 128, 128),
+    SparseTile(8, 128, 256, cluster=2),
+    SparseTile(16, 128, 256, cluster=2),
+    SparseTile(32, 128, 256, cluster=2),
+    SparseTile(8, 64, 512, cluster=2),
+    SparseTile(16, 64, 512, cluster=2),
+    SparseTile(32, 64, 512, cluster=2),
 )
 """Every tile that a launch may be given."""
 
@@ -187,7 +212,7 @@ class SparseMachine:
 
     sm_count: int
     shared_per_block: int
-    reallocates_registers: bool
+    is_sm90a: bool
 
 
 def _blocks_an_sm(N: int, K: int, sm_count: int) -> float:
@@ -221,7 +246,7 @@ def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMach
     blocks = _blocks_an_sm(N, K, machine.sm_count)
     for name in _preferred(M, blocks):
         tile = _BY_NAME.get(name)
-        if tile is None or K % tile.depth or (tile.tall and not machine.reallocates_registers):
+        if tile is None or K % tile.depth or (tile.needs_sm90a and not machine.is_sm90a):
             continue
         try:
             build = build_for(tile, operands, machine.shared_per_block)

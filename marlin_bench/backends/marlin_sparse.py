@@ -114,7 +114,7 @@ class SparseProduct:
         )
         sizes = (struct.pack("i", size) for size in (M, N, K, build.operands.group_shift))
         index = activations.device.index
-        geometry = Geometry(plan.ctas, build.tile.threads, build.shared_bytes, dependent=_starts_early(index))
+        geometry = Geometry(plan.ctas, build.tile.threads, build.shared_bytes, build.tile.cluster, _starts_early(index))
         self._launch = PreparedLaunch(_function(build, index), geometry, (*map(_address, self._operands), *sizes))
         self._device = activations.device
 

@@ -1,6 +1,11 @@
-"""Small launches of marlin_sparse and of its ceiling, for compute-sanitizer:
+r"""Small launches of marlin_sparse and of its ceiling, for compute-sanitizer:
 
 compute-sanitizer --tool memcheck python tests/gpu/sparse_launches.py
+compute-sanitizer --tool racecheck --kernel-name kns=marlin_sparse \
+    python tests/gpu/sparse_launches.py BULK_COPIES=0 EVERY_LANE_RELEASES=1
+
+Arguments are macros for the builds. racecheck follows neither bulk copies nor __syncwarp from the lanes that read a
+stage to the one that gives it back: these two replace both, and nothing else.
 
 Every path of the ring and the reductions: warps that split K, slices of several CTAs, whole tiles, ragged rows and
 channels, registers that move between warps, and more k tiles than stages.
@@ -21,6 +26,7 @@ from marlin_bench.backends.marlin_sparse import (
     packed_operands,
 )
 from marlin_bench.check import check_output, fault, poison
+from marlin_bench.marlin_sparse_config import SparseBuild
 from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
 from marlin_bench.sparse_ceiling import measure_sparse_tensor
 
@@ -32,6 +38,8 @@ CASES = (
     (70, 320, 1024, None, "64x512x64t", 3),
     (130, 192, 512, 64, "64x128x128", 2),
     (100, 320, 512, 128, "64x256x64", 1),
+    (40, 192, 1536, 64, "32x64x512c2", 6),
+    (16, 320, 1024, 128, "16x128x256c2", 6),
 )
 
 
@@ -66,7 +74,13 @@ def launch_loops():
     return launched
 
 
+def define(macros):
+    plain = SparseBuild.defines.fget
+    SparseBuild.defines = property(lambda build: plain(build) | macros)
+
+
 if __name__ == "__main__":
+    define(dict(argument.split("=") for argument in sys.argv[1:]))
     for number, case in enumerate(CASES):
         launch(*case, MarlinSparseBf16() if number % 2 else MarlinSparse())
     print(f"launched marlin_sparse {2 * len(CASES)} times, and {launch_loops()} loops of its ceiling")

@@ -7,6 +7,8 @@ from itertools import combinations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from marlin_bench.backends.marlin_sparse import (
     MarlinSparse,
@@ -91,8 +93,8 @@ def test_tiles_of_the_originals_tests(M):
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("M", [1, 16, 70])
 def test_every_tile_serves_every_row_count(tile, M):
-    if tile.tall and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("registers move between warps on sm_90a only")
+    if tile.needs_sm90a and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("made for sm_90a only")
     Case(M, layer(1024, 512), choice={"tile": str(tile)}).check()
 
 
@@ -173,6 +175,31 @@ def test_random_masks_with_all_four_positions_and_fewer_than_two_kept(seed):
     assert torch.equal(case.C.double(), case.dense())
 
 
+LEGAL_QUADS = [kept for count in range(3) for kept in combinations(range(4), count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(LEGAL_QUADS), min_size=1, max_size=64),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.sampled_from([MarlinSparse, MarlinSparseBf16]),
+)
+def test_any_mask_gives_the_pruned_weights_bit_for_bit(quads, blocks_k, blocks_n, backend):
+    """The drawn quads follow one another down K and along N."""
+    K, N = 64 * blocks_k, 64 * blocks_n
+    drawn = torch.tensor([[position in kept for position in range(4)] for kept in quads], device="cuda")
+    order = torch.arange(K // 4 * N, device="cuda").view(K // 4, N) % len(quads)
+    mask = drawn[order].permute(0, 2, 1).reshape(K, N)
+    codes = torch.randint(0, 16, (K, N), dtype=torch.uint8, device="cuda")
+    scales = (random(1, N).abs() + 0.5).half()
+    weights = QuantizedWeights(codes, scales, mask=mask, group_size=None)
+    case = Case(K, weights, backend=backend(), activations=torch.eye(K, device="cuda"))
+    case.launch()
+    assert torch.equal(case.C.double(), case.dense())
+    assert torch.equal(case.C != 0, mask & (codes != 8))
+
+
 def test_a_layer_of_nothing_but_minus_eights():
     codes = torch.zeros(512, 256, dtype=torch.uint8, device="cuda")
     weights = QuantizedWeights(codes, torch.full((4, 256), 0.01).half().cuda(), mask=random_mask(512, 256))
@@ -209,6 +236,20 @@ def test_any_grid_gives_the_product_and_the_same_bits_each_time(ctas, M):
     case = Case(M, layer(2048, 1024), choice={"ctas": str(ctas)})
     first = case.check()
     for _ in range(5):
+        case.C.fill_(float("nan"))
+        case.launch()
+        assert torch.equal(case.C, first)
+
+
+@pytest.mark.parametrize("tile", [tile for tile in TILES if tile.cluster > 1], ids=str)
+@pytest.mark.parametrize(("M", "K", "N"), [(5, 1536, 320), (40, 1024, 4096), (130, 2560, 64)])
+def test_clusters_give_the_product_and_the_same_bits_each_time(tile, M, K, N):
+    """Halves of unequal length, channels beyond N, more clusters than fit at once."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("made for sm_90a only")
+    case = Case(M, layer(K, N), choice={"tile": str(tile)}, bias=True)
+    first = case.check()
+    for _ in range(20):
         case.C.fill_(float("nan"))
         case.launch()
         assert torch.equal(case.C, first)
@@ -340,6 +381,33 @@ def test_a_layer_multiplies_by_its_pruned_weights(dtype):
     weights = quantize(linear.weight.detach().t(), 128, mask=mask.t().contiguous())
     expected = x.double() @ weights.dequantized().double() + linear.bias.double()
     assert relative_error(made(x), expected) < (0.005 if dtype is torch.bfloat16 else TOLERANCE)
+
+
+@pytest.fixture(params=[torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def sparse_layer(request):
+    linear = torch.nn.Linear(512, 320, dtype=request.param, device="cuda")
+    made = SparseMarlinLinear.from_linear(linear, mask=random_mask(512, 320).t())
+    assert made.kernel == "marlin_sparse"
+    return made
+
+
+def test_a_layer_works_compiled(sparse_layer):
+    model = torch.nn.Sequential(sparse_layer, torch.nn.ReLU())
+    for M in (1, 9, 70):
+        x = random(M, 512).to(sparse_layer.dtype)
+        assert torch.equal(torch.compile(model, fullgraph=True)(x), model(x))
+
+
+def test_a_layer_works_in_a_graph(sparse_layer):
+    x = random(9, 512).to(sparse_layer.dtype)
+    sparse_layer(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = sparse_layer(x)
+    x.copy_(random(9, 512, seed=5))
+    for _ in range(3):
+        graph.replay()
+        assert torch.equal(y, sparse_layer(x))
 
 
 CUSPARSELT = """

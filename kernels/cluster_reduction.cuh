@@ -1,0 +1,52 @@
+// Partial sums -> one sum where the slices of a tile are the two CTAs of a cluster (sm_90a): through distributed shared
+// memory, without the round through L2 that reduction.cuh needs.
+//
+// Every vector has a keeper, every other one of a warp's. Each CTA sends what the other keeps, and adds what it is sent to
+// its own. Both run at once, or neither does: nobody waits for a CTA that may not be resident.
+#pragma once
+#include "reduction.cuh"
+
+constexpr int kWarpReductionVectors = kTileM * kTileN * (kWarpsK - 1) / 4;  // float4 of reduce_over_warps
+
+#if CLUSTER > 1 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// By every thread at the start: add_in_cluster may write to a CTA only once it runs.
+__device__ __forceinline__ void announce_to_cluster() { barrier_cluster_arrive(); }
+
+// By the threads that fetch, at their end.
+__device__ __forceinline__ void leave_cluster() {
+  barrier_cluster_wait();
+  barrier_cluster_arrive();
+  barrier_cluster_wait();
+}
+
+// Adds the other CTA's sums to the vectors that this one keeps and hands them to `write(u, sum)`. `exchange`:
+// kTileM x kTileN floats of shared memory that nothing else uses.
+template <typename Write>
+__device__ __forceinline__ void add_in_cluster(const Sums& sums, float4* exchange, const Position& at, const Write& write) {
+  const u32 rank = cluster_ctarank();
+  const auto is_mine = [&](int u) { return (u / kWarpsK + at.warp_k) % 2 == rank; };
+  const int writer = (at.warp_m * kWarpsN + at.warp_n) * 32 + at.lane;
+  float4* other = static_cast<float4*>(__cluster_map_shared_rank(exchange + writer, rank ^ 1));
+  barrier_cluster_wait();
+  for_each_owned(sums, at, [&](int u, const OutputVector& mine) {
+    if (is_mine(u)) return;
+    float4* to = other + u * 2 * kOwners;
+    to[0] = mine.low, to[kOwners] = mine.high;
+  });
+  barrier_cluster_arrive();
+  barrier_cluster_wait();
+  for_each_owned(sums, at, [&](int u, const OutputVector& mine) {
+    const float4* from = exchange + u * 2 * kOwners + writer;
+    if (is_mine(u)) write(u, mine + OutputVector{from[0], from[kOwners]});
+  });
+}
+
+#else
+
+__device__ __forceinline__ void announce_to_cluster() {}
+__device__ __forceinline__ void leave_cluster() {}
+template <typename Write>
+__device__ __forceinline__ void add_in_cluster(const Sums&, float4*, const Position&, const Write&) {}
+
+#endif
