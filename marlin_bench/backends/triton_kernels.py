@@ -18,17 +18,18 @@ def w4a16_product(
     """
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    depth = tl.arange(0, DEPTH)
+    depth, word_row = tl.arange(0, DEPTH), tl.arange(0, DEPTH // 8)
     row_there, column_there = row[:, None] < M, column[None, :] < N
-    shift = (depth % 8)[:, None] * 4
+    shift = (tl.arange(0, 8) * 4)[None, :, None]
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, K, DEPTH):
         k = start + depth
         # rows far into activations and words lie beyond 2^31 elements
         left = tl.load(activations + row[:, None].to(tl.int64) * K + k[None, :], mask=row_there, other=0.0)
-        word = tl.load(words + (k[:, None] // 8).to(tl.int64) * N + column[None, :], mask=column_there, other=0)
+        eight = (start // 8 + word_row)[:, None].to(tl.int64)
+        word = tl.load(words + eight * N + column[None, :], mask=column_there, other=0)
         scale = tl.load(scales + (start // group_rows) * N + column[None, :], mask=column_there, other=0.0)
-        code = (word >> shift) & 0xF
+        code = ((word[:, None, :] >> shift) & 0xF).reshape(DEPTH, COLUMNS)
         right = (code - 8).to(tl.float16) * scale
         total = tl.dot(left, right, total)
     there = row_there & column_there

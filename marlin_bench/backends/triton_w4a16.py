@@ -86,6 +86,8 @@ class TritonW4A16(Backend):
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
         """One launch of the kernel."""
+        from triton.runtime.errors import OutOfResources
+
         from marlin_bench.backends.triton_kernels import w4a16_product
 
         M, K = activations.shape
@@ -96,9 +98,12 @@ class TritonW4A16(Backend):
         grid = (-(-N // columns), -(-M // rows))
 
         def multiply() -> None:
-            w4a16_product[grid](
-                activations, words, scales, output, M, N, K, group_rows,
-                ROWS=rows, COLUMNS=columns, DEPTH=depth, num_warps=warps, num_stages=stages,
-            )  # fmt: skip
+            try:
+                w4a16_product[grid](
+                    activations, words, scales, output, M, N, K, group_rows,
+                    ROWS=rows, COLUMNS=columns, DEPTH=depth, num_warps=warps, num_stages=stages,
+                )  # fmt: skip
+            except OutOfResources as error:  # no RuntimeError, which is what a search takes for a tile that cannot run
+                raise RuntimeError(str(error)) from error
 
         return multiply

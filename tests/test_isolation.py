@@ -1,0 +1,269 @@
+"""Bad neighbours: whatever a backend does to its process, the others are measured as if it were not there."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from simulated import Simulated, TimedLaunch
+from simulated_suite import QuietProgress, simulated_suite
+
+from marlin_bench.backends import register
+from marlin_bench.executor import LocalExecutor
+from marlin_bench.plan import Selection
+from marlin_bench.record import Flag, Status
+from marlin_bench.run import run_suite
+from marlin_bench.store import read_run
+
+HEAP_BYTES = 1 << 30
+"""What the device of these tests holds; `Hoards` leaves most of it behind."""
+_hoard = []
+
+
+class Bad(Simulated):
+    """Goes bad at its eighth launch."""
+
+    def go_bad(self):
+        raise NotImplementedError
+
+    def launch(self, packed, activations, output, choice):
+        state = {"launches": 0}
+
+        def work():
+            state["launches"] += 1
+            if state["launches"] == 8:
+                self.go_bad()
+            output.copy_(self.product(packed, activations))
+
+        return TimedLaunch(self.seconds(activations, output, packed), work)
+
+
+def own(bad):
+    """The same in a process of its own."""
+    return register(type(f"Own{bad.__name__}", (bad,), {"name": f"own_{bad.name}", "isolation": "own"}))
+
+
+@register
+class CorruptsMemory(Bad):
+    """Writes through a wild pointer."""
+
+    name = "corrupts_memory"
+
+    def go_bad(self):
+        import ctypes
+
+        ctypes.memset(8, 0xFF, 64)
+
+
+@register
+class Hangs(Bad):
+    name = "hangs"
+
+    def go_bad(self):
+        time.sleep(3600)
+
+
+@register
+class Exits(Bad):
+    name = "exits"
+
+    def go_bad(self):
+        os._exit(0)
+
+
+@register
+class KillsItself(Bad):
+    name = "kills_itself"
+
+    def go_bad(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@register
+class SetsFlags(Bad):
+    name = "sets_flags"
+
+    def go_bad(self):
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(torch.get_num_threads() + 3)
+        torch.set_grad_enabled(False)
+
+
+@register
+class Hoards(Simulated):
+    """Right, and leaves nine tenths of the device's memory behind."""
+
+    name = "hoards"
+
+    def launch(self, packed, activations, output, choice):
+        _hoard.append(int(0.9 * HEAP_BYTES))
+        return super().launch(packed, activations, output, choice)
+
+
+@register
+class Needs(Simulated):
+    """Needs half of the device's memory while it runs."""
+
+    name = "needs"
+
+    def pack(self, weights):
+        if sum(_hoard) + HEAP_BYTES // 2 > HEAP_BYTES:
+            raise torch.OutOfMemoryError("out of memory: half of the device was asked for")
+        return super().pack(weights)
+
+
+@register
+class Greedy(Simulated):
+    """Needs more than there is."""
+
+    name = "greedy"
+
+    def pack(self, weights):
+        raise torch.OutOfMemoryError("out of memory: twice the device was asked for")
+
+
+@register
+class LeavesWorkBehind(Simulated):
+    """Starts threads that go on after its turn, as a library with streams of its own does."""
+
+    name = "leaves_work_behind"
+
+    def launch(self, packed, activations, output, choice):
+        import threading
+
+        threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+        return super().launch(packed, activations, output, choice)
+
+
+@register
+class CountsProcesses(Simulated):
+    """Tells its process in the record, to see who shares one."""
+
+    isolation = "own"
+    name = "counts_processes"
+
+    def tune(self, packed, activations, outputs, effort):
+        return {"process": str(os.getpid())}
+
+
+OWN = {bad.name: own(bad) for bad in (CorruptsMemory, Hangs, Exits, KillsItself, SetsFlags, Hoards)}
+WORKER = f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
+import test_isolation, runpy
+runpy.run_path({str(Path(__file__).parent / "simulated_worker.py")!r}, run_name="__main__")
+"""
+
+
+class Counting(LocalExecutor):
+    """Counts the workers that are started."""
+
+    def __init__(self):
+        super().__init__([sys.executable, "-c", WORKER])
+        self.opened = 0
+
+    def open(self, device):
+        self.opened += 1
+        return super().open(device)
+
+
+def run(backends, results, M=(1,), timeout=3.0, executor=None):
+    suite = simulated_suite(backends, M=M, timeout=timeout)
+    outcome = run_suite(
+        suite, selection=Selection(), results=results, devices=None, budget_s=None,
+        progress=QuietProgress(), executor=executor or Counting(),
+    )  # fmt: skip
+    return outcome, read_run(outcome.folder).records
+
+
+def by_backend(records):
+    """The last word on each backend; baselines measured again beside an isolated one left out."""
+    return {record.backend: record for record in records if not (record.isolated and record.baseline)}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The times of the good ones with no bad one near them."""
+    _, records = run(["sim_fp16", "sim_int4"], tmp_path_factory.mktemp("alone"))
+    return {name: record.times[0] for name, record in by_backend(records).items()}
+
+
+@pytest.mark.parametrize("isolation", ["shared", "own"])
+@pytest.mark.parametrize(
+    ("bad", "status", "reason"),
+    [
+        ("corrupts_memory", Status.CRASHED, "signal 11"),
+        ("hangs", Status.TIMEOUT, "no answer within 3 s"),
+        ("exits", Status.CRASHED, "exit code 0"),
+        ("kills_itself", Status.CRASHED, "signal 9"),
+    ],
+)
+def test_who_takes_its_process_down_costs_itself_alone(bad, status, reason, isolation, tmp_path, alone):
+    name = bad if isolation == "shared" else f"own_{bad}"
+    outcome, records = run(["sim_fp16", name, "sim_int4"], tmp_path)
+    found = by_backend(records)
+    assert found[name].status is status
+    assert reason in found[name].reason
+    assert found[name].isolated is (isolation == "own")
+    for good in ("sim_fp16", "sim_int4"):
+        assert found[good].status is Status.OK
+        assert found[good].times[0] == pytest.approx(alone[good])
+        assert len(found[good].blocks) >= 6
+    assert outcome.cells_done == outcome.cells_total == 1
+
+
+def test_flags_are_put_back_and_the_record_says_who_set_them(tmp_path, alone):
+    _, records = run(["sim_fp16", "sets_flags", "own_sets_flags", "sim_int4"], tmp_path)
+    found = by_backend(records)
+    assert Flag.CHANGED_SETTINGS in found["sets_flags"].flags
+    assert Flag.CHANGED_SETTINGS in found["own_sets_flags"].flags
+    assert found["sim_fp16"].flags == found["sim_int4"].flags == []
+    assert found["sim_int4"].times[0] == pytest.approx(alone["sim_int4"])
+
+
+def test_gigabytes_that_a_neighbour_leaked_cost_nobody_a_cell(tmp_path):
+    outcome, records = run(["sim_fp16", "hoards", "needs"], tmp_path, M=[1, 2])
+    assert {record.status for record in records} == {Status.OK}
+    assert outcome.cells_done == 2
+    first = next(record for record in records if record.backend == "needs")
+    assert first.isolated  # measured again in a fresh process, with the baseline beside it
+    assert [record.baseline for record in records if record.cell == first.cell] == [True, False]
+
+
+def test_who_leaks_in_a_process_of_its_own_starves_nobody(tmp_path):
+    executor = Counting()
+    _, records = run(["sim_fp16", "own_hoards", "needs"], tmp_path, M=[1, 2], executor=executor)
+    assert {record.status for record in records} == {Status.OK}
+    assert not any(record.isolated for record in records if record.backend == "needs")
+    assert executor.opened == 2
+
+
+def test_who_needs_more_than_there_is_says_so_after_one_more_try(tmp_path):
+    executor = Counting()
+    _, records = run(["sim_fp16", "greedy", "sim_int4"], tmp_path, executor=executor)
+    found = by_backend(records)
+    assert found["greedy"].status is Status.OUT_OF_MEMORY
+    assert "twice the device" in found["greedy"].reason
+    assert found["sim_int4"].status is Status.OK
+    assert executor.opened == 2
+    assert [record.backend for record in records].count("greedy") == 1
+
+
+def test_work_left_behind_does_not_keep_the_run_from_ending(tmp_path, alone):
+    _, records = run(["sim_fp16", "leaves_work_behind", "sim_int4"], tmp_path)
+    found = by_backend(records)
+    assert {record.status for record in records} == {Status.OK}
+    assert found["sim_int4"].times[0] == pytest.approx(alone["sim_int4"])
+
+
+def test_a_process_of_its_own_lives_over_all_cells_and_is_nobody_else_s(tmp_path):
+    executor = Counting()
+    _, records = run(["sim_fp16", "counts_processes", "sim_int4"], tmp_path, M=[1, 2, 4], executor=executor)
+    processes = {record.choice["process"] for record in records if record.backend == "counts_processes"}
+    assert len(processes) == 1
+    assert executor.opened == 2
+    cells = {record.cell for record in records if record.backend == "counts_processes"}
+    assert cells == {f"256x128/g128/M{M}+counts_processes" for M in (1, 2, 4)}
