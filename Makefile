@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # pytest-benchmark is off in parallel runs: what uses it, or times anything, runs by itself
 ALONE := tests/benchmarks tests/test_pytest_plugin.py
 
-.PHONY: bench test lint kernels wheel clean
+.PHONY: bench test lint mutation kernels wheel clean
 
 bench: $(VENV)/installed  ## measure suites/cpu.yaml on this machine's CPU and draw it
 	$(BIN)/marlin-bench run suites/cpu.yaml
@@ -25,6 +25,9 @@ lint: $(VENV)/installed-dev  ## style, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutation: $(VENV)/installed-dev  ## reverse every comparison of what judges: a test must notice each (minutes)
+	$(BIN)/python tests/mutation.py
 
 kernels: $(VENV)/installed-dev  ## build every kernel for every architecture, without a GPU
 	$(BIN)/marlin-bench kernels
