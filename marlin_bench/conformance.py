@@ -223,7 +223,7 @@ def keeps_copies_apart(subject: Subject) -> None:
     launch = subject.backend.launch(copied, prepared.activations, prepared.output, choice)
     if prepared.packed.remake is None:
         for tensor in prepared.packed.tensors.values():
-            tensor.view(torch.uint8).zero_()
+            tensor.zero_()
     poison(prepared.output)
     own = launch()
     _must_be_right(subject, prepared.output if own is None else own, expected, "from a copy of the weights")

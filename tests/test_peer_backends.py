@@ -360,7 +360,17 @@ def test_quacks_rule_for_prebuilt_kernels(shape, tile):
     assert quack.prebuilt_tile(*shape) == tile
 
 
-def test_gemlites_nearest_layer_comes_before_the_nearest_batch():
-    entries = {(16, 4096, 4096): {"a": 1}, (64, 8192, 8192): {"b": 2}, (32, 8192, 8192): {"c": 3}}
-    key, config = gemlite.nearest(entries, 16, 9216, 8192)
-    assert (key, config) == ((32, 8192, 8192), {"c": 3})
+def test_gemlite_takes_the_nearest_layer_before_the_nearest_batch():
+    tiles = {"BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 32}
+    entries = {(16, 4096, 4096): tiles, (64, 8192, 8192): tiles, (32, 8192, 8192): tiles | {"num_warps": 4}}
+    assert gemlite.nearest(entries, 16, 9216, 8192) == ((32, 8192, 8192), tiles | {"num_warps": 4})
+
+
+def test_gemlite_takes_no_tiles_that_reach_beyond_the_layer():
+    """128 x 16 splits are 2048 of K: on an H200 they gave NaN for K 1024."""
+    large = {"BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 128, "SPLIT_K": 16}
+    small = {"BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 32, "SPLIT_K": 8}
+    entries = {(16, 1024, 4096): large, (16, 8192, 8192): small}
+    assert gemlite.nearest(entries, 16, 1024, 1024) == ((16, 8192, 8192), small)
+    assert gemlite.nearest({(16, 1024, 4096): large}, 16, 1024, 1024) is None
+    assert gemlite.nearest(entries, 16, 1000, 1024) is None

@@ -43,6 +43,7 @@ class Exllamav2(Peer):
     project = "https://github.com/turboderp-org/exllamav2"
     license = "MIT"
     meant_for = "M = 1"
+    extra = ""  # none can bring a compiled extension
     packages = (Package("exllamav2", "exllamav2_ext", at_least="0.3.2"),)
     tolerance = 0.01  # FP16 sums, as in gptq_exllama
 

@@ -42,14 +42,24 @@ def author_tables() -> dict[str, dict[Key, dict[str, Any]]]:
     return tables
 
 
-def nearest(entries: dict[Key, dict[str, Any]], bucket: int, N: int, K: int) -> tuple[Key, dict[str, Any]]:
-    """The tuned entry whose layer, then whose M, is nearest in ratio."""
+def nearest(entries: dict[Key, dict[str, Any]], bucket: int, N: int, K: int) -> tuple[Key, dict[str, Any]] | None:
+    """The tuned entry whose layer, then whose M, is nearest in ratio, of those whose tiles divide the layer.
+
+    Others read beyond it: gemlite fits tiles to a layer in its own search, not in what comes from a table.
+    """
 
     def distance(key: Key) -> tuple[float, float]:
         layer = abs(math.log(key[1] / N)) + abs(math.log(key[2] / K))
         return layer, abs(math.log(key[0] / bucket))
 
-    key = min(entries, key=distance)
+    fitting = [
+        key
+        for key, config in entries.items()
+        if N % config["BLOCK_SIZE_N"] == 0 and K % (config["BLOCK_SIZE_K"] * config.get("SPLIT_K", 1)) == 0
+    ]
+    if not fitting:
+        return None
+    key = min(fitting, key=distance)
     return key, entries[key]
 
 
@@ -107,10 +117,11 @@ class Gemlite(Peer):
         M, K = activations[0].shape
         N = outputs[0].shape[1]
         kernel = core.get_matmul_type(M, 4)
-        if effort == "full":
-            return {"kernel": kernel, "config": "autotuned"}
         bucket = get_closest_m(M)
-        key, config = nearest(author_tables()[kernel], bucket, N, K)
+        found = None if effort == "full" else nearest(author_tables()[kernel], bucket, N, K)
+        if found is None:
+            return {"kernel": kernel, "config": "autotuned"}
+        key, config = found
         wanted = str((bucket, N, K, packing.GROUP_SIZE, _CODES_A_WORD, _TYPE_ID))
         core.GEMLITE_TRITON_CONFIG_CACHE.setdefault(kernel, {}).setdefault(wanted, config)
         return {"kernel": kernel, "config": f"H100 table, M {key[0]} N {key[1]} K {key[2]}"}
