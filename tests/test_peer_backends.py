@@ -23,6 +23,7 @@ from marlin_bench.quantize import QuantizedWeights
 M, N, K = 5, 256, 512
 H200 = DeviceTraits("cuda", "H200", (9, 0), sm_count=132)
 A100 = DeviceTraits("cuda", "A100", (8, 0), sm_count=108)
+B200 = DeviceTraits("cuda", "B200", (10, 0), sm_count=148)
 PEERS = [
     "humming",
     "quack",
@@ -176,8 +177,10 @@ def test_what_is_unfit_is_said_in_a_sentence(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["quack", "vllm_machete", "mslk", "w4a8_fp8", "w4a8_fp8_mslk"])
-def test_hopper_kernels_refuse_an_a100(name):
-    assert "A100" in load_backend(name).unsupported(Problem(1, 8192, 8192, 128), A100)
+@pytest.mark.parametrize("device", [A100, B200], ids=["A100", "B200"])
+def test_hopper_kernels_refuse_what_is_none(name, device):
+    sentence = load_backend(name).unsupported(Problem(1, 8192, 8192, 128), device)
+    assert sentence == f"{device.name} is not a Hopper GPU (sm_90)"
 
 
 @pytest.mark.parametrize("name", PEERS)

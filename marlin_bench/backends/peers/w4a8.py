@@ -48,12 +48,14 @@ class W4A8(EightBitPeer):
 
     activation_dtype: ClassVar[Dtype] = "bf16"
     output_dtype: ClassVar[Dtype] = "bf16"
-    lowest_capability: ClassVar[tuple[int, int]] = (9, 0)
 
     def unsupported(self, problem: Problem, device: DeviceTraits) -> str | None:
-        """Hopper for FP8, Ampere for INT8."""
-        if device.capability is None or device.capability < self.lowest_capability:
-            return f"{device.name} is below compute capability {'.'.join(map(str, self.lowest_capability))}"
+        """The FP8 kernels are written for Hopper; INT8 takes sm_80 and up."""
+        capability = device.capability or (0, 0)
+        if self.compute_dtype == "fp8" and capability[0] != 9:
+            return f"{device.name} is not a Hopper GPU (sm_90)"
+        if capability < (8, 0):
+            return f"compute capability {'.'.join(map(str, capability))} is below 8.0"
         return packing.unsupported(problem, multiple_n=128)
 
     def format(self, problem: Problem) -> Format:
@@ -204,7 +206,6 @@ class W4A8Int8(W4A8):
     extra = "vllm"
     packages = (vllm.PACKAGE,)
     compute_dtype: ClassVar[EightBit] = "int8"
-    lowest_capability = (8, 0)
 
     def load(self) -> None:
         """vLLM's operators."""
