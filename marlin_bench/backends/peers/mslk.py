@@ -36,7 +36,7 @@ class Mslk(Peer):
     """bf16i4bf16_shuffled of MSLK (pytorch/MSLK), BSD-3: CUTLASS for Hopper, BF16 activations.
 
     Weights: 4 + 32/128 bits (a BF16 scale and a BF16 zero point a group; the zero points are nought here). Meant for
-    Hopper. The weights are shuffled for the kernel beforehand.
+    Hopper. The weights are shuffled for the kernel beforehand (pytorch/FBGEMM#3913, where it comes from).
     """
 
     name = "mslk"

@@ -80,8 +80,9 @@ class _Exchanged:
 class Turbomind(Peer):
     """TurboMind's Linear (InternLM/turbomind 0.0.2, out of lmdeploy), Apache-2.0: mma.sync.
 
-    Weights: 4 + 32/128 bits (an FP16 scale and an FP16 zero point a group). Meant for small and middle M on Ampere; the
-    package has not followed lmdeploy's kernels since 2024. It needs CUDA 12's runtime, hence a process of its own.
+    Weights: 4 + 32/128 bits (an FP16 scale and an FP16 zero point a group). Meant for small and middle M on Ampere.
+    lmdeploy's kernels have gone on without this package (InternLM/lmdeploy#4897). It needs CUDA 12's runtime, hence a
+    process of its own, which it would abort at its end if its layers outlived the driver.
     """
 
     name = "turbomind"

@@ -64,7 +64,7 @@ class W4A8(EightBitPeer):
 
 
 class W4A8Fp8(W4A8):
-    """CUTLASS W4A8 of vLLM (csrc/quantization/cutlass_w4a8), Apache-2.0: FP8 tensor cores of Hopper.
+    """CUTLASS W4A8 of vLLM (vllm-project/vllm#23198), Apache-2.0: FP8 tensor cores of Hopper.
 
     Weights: 4 + 8·8/128 bits (each FP8 group scale with its eight multiples) and FP32 a column. Meant for Hopper at
     every M where FP8 activations are good enough. The multiples are rounded to FP8, which it is judged with.
