@@ -45,7 +45,7 @@ class SelectedRun:
 
 
 def find_run(argument: str | None, results: Path) -> Path:
-    """The folder of a run: named by path or part of its name, else the newest of one's own, else the fullest published.
+    """The folder of a run: by path, by a part of its name or by its suite, else one's own newest, else the fullest.
 
     NoRunError when there is none, or more than one of the name.
     """
@@ -73,10 +73,18 @@ def _by_name(name: str, results: Path) -> Path:
     matching = exact or [folder for folder in known.values() if name in folder.name]
     if not matching:
         raise NoRunError(f"there is no run folder '{name}', nor a run of that name: see `marlin-bench list runs`")
+    of_suite = [folder for folder in matching if _suite_of(folder) == name]
+    if of_suite and not exact:
+        return max(of_suite, key=lambda folder: folder.name)  # a suite's name means its newest run
     if len(matching) > 1:
         names = ", ".join(folder.name for folder in matching[:3]) + (", …" if len(matching) > 3 else "")
         raise NoRunError(f"'{name}' is a part of {len(matching)} run names ({names}): give more of it")
     return matching[0]
+
+
+def _suite_of(folder: Path) -> str:
+    """The suite in `<UTC>_<suite>_<commit>[_dirty]`."""
+    return folder.name.removesuffix("_dirty").partition("_")[2].rpartition("_")[0]
 
 
 def open_run(
