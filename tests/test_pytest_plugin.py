@@ -6,6 +6,15 @@ from pathlib import Path
 
 import pytest
 
+# what the inner pytest would import, kept from one to the next: torch cannot be imported twice
+import torch  # noqa: F401
+
+import marlin_bench.backends.cpu
+import marlin_bench.backends.marlin
+import marlin_bench.machine
+import marlin_bench.measure
+import marlin_bench.run  # noqa: F401
+
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parent.parent
@@ -21,18 +30,22 @@ sampling: {min_blocks: 6, max_blocks: 6, block_seconds: 0.0001, cell_seconds: 0.
 
 @pytest.fixture
 def run_pytest(pytester, monkeypatch):
-    """Run pytest in an empty folder with the plugin, loaded once however the package is installed."""
+    """Run pytest in an empty folder and this process, with the plugin loaded once however the package is installed."""
     monkeypatch.delenv("MARLIN_BENCH_REQUIRE_GPU", raising=False)
     installed = {point.value for point in importlib.metadata.entry_points(group="pytest11")}
     load = () if PLUGIN in installed else ("-p", PLUGIN)
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(f"{PLUGIN}._CELL_SECONDS", 0.05)
+    monkeypatch.setattr("marlin_bench.run._ceilings", lambda runner: [])  # seconds of triads and products
+    # pytest-benchmark asks for the CPU's flags in a process of its own, for seconds
+    pytester.makeconftest("def pytest_benchmark_generate_machine_info(config): return {'node': 'here', 'cpu': {}}")
 
     def call(*arguments, test=None):
         if test is not None:
             pytester.makepyfile(test)
-        return pytester.runpytest_subprocess(*load, "-p", "no:cacheprovider", *arguments)
+        return pytester.runpytest_inprocess(*load, "-p", "no:cacheprovider", *arguments)
 
     return call
 
