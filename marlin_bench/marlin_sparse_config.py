@@ -177,25 +177,28 @@ TILES = (
     SparseTile(64, 128, 128),
     SparseTile(8, 128, 256, cluster=2),
     SparseTile(16, 128, 256, cluster=2),
-    SparseTile(32, 128, 256, cluster=2),
-    SparseTile(8, 64, 512, cluster=2),
     SparseTile(16, 64, 512, cluster=2),
-    SparseTile(32, 64, 512, cluster=2),
 )
 """Every tile that a launch may be given."""
 
 
 _BY_NAME = {str(tile): tile for tile in TILES}
+_LARGEST_CLUSTERED_M = 16
 _LARGEST_SHORT_M = 32
 _FEW_BLOCKS, _MANY_BLOCKS, _MOST_BLOCKS = 60, 200, 1000
 _FEW_TALL_BLOCKS, _MANY_TALL_BLOCKS = 60, 300
 """64×64 blocks of weights an SM from which tiles that fewer CTAs read beat tiles that fewer CTAs share (H200)."""
 
+_EVEN_SHARE = 0.9
+"""Share of the SMs that clusters must fill: they are two CTAs a tile and cannot be spread over more (H200)."""
+
+_DEEP_IN_SMALL_LAYERS = ("8x128x256c2", "16x64x512c2")
 _SHORT_RING_BYTES = 96 * 1024
 """Ring of a CTA in layers of fewer than `_MANY_BLOCKS` blocks an SM.
 
 All CTAs ask for their first stages at once; the deeper the ring, the later the first stage is complete. On an H200
-8192 x 8192 at M = 16 takes 14.4 us with five stages and 17.8 with twelve.
+8192 x 8192 at M = 16 takes 14.4 us with five stages and 17.8 with twelve. With the tiles named above it is the other
+way round: a short ring lets CTAs of the next launch in beside them.
 """
 
 
@@ -218,6 +221,21 @@ class SparseMachine:
 def _blocks_an_sm(N: int, K: int, sm_count: int) -> float:
     """64×64 blocks of weights for each SM."""
     return (N / BLOCK) * (K / BLOCK) / sm_count
+
+
+def _clusters(M: int, N: int, blocks: float, sm_count: int) -> tuple[str, ...]:
+    """A tile of two CTAs for up to 16 rows of a layer of few blocks, where such tiles fill the SMs, or nothing.
+
+    Up to 8 rows of the smallest layers half the SMs do: the next launch fetches its weights on the other half.
+    """
+    if M > _LARGEST_CLUSTERED_M or blocks >= _MANY_BLOCKS:
+        return ()
+    rows = 8 if M <= 8 else 16
+    if _EVEN_SHARE <= 2 * -(-N // 128) / sm_count <= 1:
+        return (f"{rows}x128x256c2",)
+    if blocks < _FEW_BLOCKS and _EVEN_SHARE <= 2 * -(-N // 64) / sm_count <= 1:
+        return ("8x128x256c2",) if rows == 8 else ("16x64x512c2",)
+    return ()
 
 
 def _preferred(M: int, blocks: float) -> tuple[str, ...]:
@@ -244,15 +262,15 @@ def _preferred(M: int, blocks: float) -> tuple[str, ...]:
 def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMachine) -> SparseBuild:
     """The build for a problem: the preferred tile that divides K and fits this machine."""
     blocks = _blocks_an_sm(N, K, machine.sm_count)
-    for name in _preferred(M, blocks):
+    for name in (*_clusters(M, N, blocks, machine.sm_count), *_preferred(M, blocks)):
         tile = _BY_NAME.get(name)
-        if tile is None or K % tile.depth or (tile.needs_sm90a and not machine.is_sm90a):
+        if tile is None or K % (tile.depth * tile.cluster) or (tile.needs_sm90a and not machine.is_sm90a):
             continue
         try:
             build = build_for(tile, operands, machine.shared_per_block)
         except ConfigError:
             continue
-        if M <= _LARGEST_SHORT_M and blocks < _MANY_BLOCKS:
+        if M <= _LARGEST_SHORT_M and blocks < _MANY_BLOCKS and name not in _DEEP_IN_SMALL_LAYERS:
             short = max(_FEWEST_STAGES, _SHORT_RING_BYTES // tile.stage_bytes(operands))
             build = replace(build, stages=min(build.stages, short))
         return build

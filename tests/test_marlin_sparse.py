@@ -1,5 +1,6 @@
 """What Sparse-MARLIN decides without a GPU: pruning, packing, tiles, formats, and what a layer is made of."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -104,6 +105,36 @@ def test_every_supported_shape_has_a_build_that_fits(machine, M, N, K):
     assert machine.is_sm90a or not build.tile.needs_sm90a
     plan = plan_for(build, M, N, K, machine.sm_count)
     assert 1 <= plan.ctas <= machine.sm_count
+
+
+@pytest.mark.parametrize(
+    ("M", "N", "K", "tile"),
+    [
+        (1, 8192, 8192, "8x128x256c2"),
+        (8, 8192, 2048, "8x128x256c2"),
+        (16, 8192, 8192, "16x128x256c2"),
+        (1, 4096, 4096, "8x128x256c2"),
+        (16, 4096, 4096, "16x64x512c2"),
+        (16, 4096, 4352, "16x128x256"),  # K is no multiple of twice 512
+        (1, 18432, 73728, "8x512x128w16"),
+        (16, 28672, 8192, "16x512x128"),
+        (17, 8192, 8192, "32x128x256"),
+        (1, 1024, 4096, "8x128x256"),  # clusters would leave most SMs idle
+    ],
+)
+def test_clusters_are_chosen_where_they_fill_an_h200(M, N, K, tile):
+    assert str(choose_build(Operands(128), M, N, K, H200).tile) == tile
+    assert not choose_build(Operands(128), M, N, K, A100).tile.needs_sm90a
+
+
+def test_a_cluster_is_two_ctas_a_tile_and_its_exchange_lies_in_shared_memory():
+    build = choose_build(Operands(128), 16, 8192, 8192, H200)
+    plan = plan_for(build, 16, 8192, 8192, 132)
+    assert plan.ctas == 2 * 8192 // 128
+    apart = replace(build, tile=tile_named("16x128x256"))
+    assert build.shared_bytes - apart.shared_bytes == 16 * 128 * 4
+    with pytest.raises(ConfigError, match="at least 512"):
+        plan_for(build, 16, 8192, 256, 132)
 
 
 def test_tile_names_are_unique_and_unknown_ones_are_refused():
