@@ -88,6 +88,33 @@ def test_shapes_without_an_instance_are_refused_by_name(M, N, K, group_size, wor
     assert words in (MarlinSparse().unsupported(Problem(M, N, K, group_size), AMPERE) or "")
 
 
+@pytest.mark.parametrize(("M", "padded"), [(1, 8), (8, 8), (20, 24)])
+def test_cusparselt_is_given_a_multiple_of_eight_rows_and_gives_back_those_asked_for(monkeypatch, M, padded):
+    seen = []
+
+    def product(compressed, dense, alg_id):
+        seen.append((tuple(dense.shape), alg_id))
+        return compressed.float() @ dense.float()
+
+    monkeypatch.setattr(torch, "_cslt_compress", lambda weights: weights)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", product)
+    backend = CusparseltFp16()
+    packed = backend.pack(layer(128, 64))
+    A = torch.randn(M, 128).half()
+    launch = backend.launch(packed, A, torch.empty(M, 64), {"algorithm": "7"})
+    for _ in range(2):
+        expected = A.float() @ packed.reference(slice(None)).float()
+        torch.testing.assert_close(launch(), expected)
+        A.copy_(A.flip(1))
+    assert seen == [((128, padded), 7)] * 2
+
+
+def test_cusparselt_searches_for_itself_unless_there_is_time_to_try_everything():
+    problem = Problem(16, 512, 512)
+    assert CusparseltFp16().candidates(problem, AMPERE, "quick") == ()
+    assert {"algorithm": "26"} in CusparseltFp16().candidates(problem, AMPERE, "full")
+
+
 def test_gpus_before_ampere_are_refused():
     problem = Problem(16, 512, 512)
     turing = DeviceTraits("cuda", "T4", (7, 5))

@@ -527,7 +527,7 @@ def test_a_suite_elsewhere_is_never_mistaken_for_a_shipped_one():
 
 # -- shipped --------------------------------------------------------------------------------------------------------
 
-SHIPPED = ["a10", "a100", "cpu", "crosscheck", "h100", "h200", "l40s", "rtx3090", "smoke", "twins"]
+SHIPPED = ["a10", "a100", "cpu", "crosscheck", "h100", "h200", "l40s", "rtx3090", "smoke", "sparse", "twins"]
 
 
 def test_the_suites_to_ship_are_there():

@@ -36,6 +36,7 @@ _BUILT_IN: dict[str, str] = {
     "marlin_hopper_bf16": "marlin_hopper:MarlinHopperBf16",
     "marlin_sparse": "marlin_sparse:MarlinSparse",
     "marlin_sparse_bf16": "marlin_sparse:MarlinSparseBf16",
+    "cusparselt_fp16": "cusparselt:CusparseltFp16",
     "humming": "peers.humming:Humming",
     "quack": "peers.quack:Quack",
     "vllm_marlin": "peers.vllm:VllmMarlin",

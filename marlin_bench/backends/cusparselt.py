@@ -1,4 +1,11 @@
-"""cuSPARSELt through torch: FP16 weights, 2:4-sparse, so that sparsity without quantisation is on the plot too."""
+"""cuSPARSELt through torch: FP16 weights, 2:4-sparse, so that sparsity without quantisation is on the plot too.
+
+The library computes C^T = W^T · A^T, as 2:4 products must, and leaves it that way: [N, M] row major, of which the
+result is a transposed view, as torch's own sparse linear layer gives it. Asking it to transpose (`transpose_result`) is
+no option on an H200 with cuSPARSELt 0.8.0: algorithm 0 takes about ten times as long, and the search over the others
+fails with an internal error or an illegal instruction, which takes the CUDA context with it. So the backend has a
+process of its own.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +22,7 @@ from marlin_bench.quantize import QuantizedWeights
 
 _ROWS = 8  # cuSPARSELt wants a multiple of 8 dense rows for 16-bit types
 _MULTIPLE = 16  # and of 16 on both sides of the sparse matrix
+_MOST_ALGORITHMS = 40  # 27 in cuSPARSELt 0.8.0, 38 in 0.6.2; numbers beyond raise RuntimeError
 
 
 def is_available() -> bool:
@@ -30,13 +38,13 @@ def compress(weights: Tensor) -> Tensor:
 
 def search(compressed: Tensor, activations: Tensor) -> int:
     """The number of the algorithm that cuSPARSELt's own search finds fastest for these operands."""
-    return int(torch._cslt_sparse_mm_search(compressed, activations.t(), transpose_result=True))
+    return int(torch._cslt_sparse_mm_search(compressed, activations.t()))
 
 
 def multiply(compressed: Tensor, activations: Tensor, algorithm: int) -> Tensor:
-    """activations [M, K] @ W → [M, N]; M a multiple of 8."""
-    product: Tensor = torch._cslt_sparse_mm(compressed, activations.t(), transpose_result=True, alg_id=algorithm)
-    return product
+    """activations [M, K] @ W → [M, N], a view of a new [N, M]; M a multiple of 8."""
+    product: Tensor = torch._cslt_sparse_mm(compressed, activations.t(), alg_id=algorithm)
+    return product.t()
 
 
 def _padded(activations: Tensor) -> Tensor:
@@ -46,11 +54,7 @@ def _padded(activations: Tensor) -> Tensor:
 
 
 class CusparseltFp16(Backend):
-    """2:4-sparse FP16 weights, pruned as `marlin_sparse` prunes them; other M than multiples of 8 are padded, timed.
-
-    Not in the registry yet: on an H200 with torch 2.11 the library ends in an illegal instruction, which takes the CUDA
-    context with it. `isolation` keeps that in a process of its own.
-    """
+    """2:4-sparse FP16 weights, pruned as `marlin_sparse` prunes them; other M than multiples of 8 are padded, timed."""
 
     name = "cusparselt_fp16"
     summary = "cuSPARSELt FP16 through torch, weights 2:4-sparse and not quantised"
@@ -88,6 +92,12 @@ class CusparseltFp16(Backend):
             reference=lambda columns: pruned_weights(weights, columns, torch.float16),
         )
 
+    def candidates(self, problem: Problem, device: DeviceTraits, effort: Effort) -> Sequence[Choice]:
+        """Every algorithm, where there is time to try them; else cuSPARSELt's search decides."""
+        if effort == "quick":
+            return ()
+        return [{"algorithm": str(number)} for number in range(_MOST_ALGORITHMS)]
+
     def tune(
         self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor], effort: Effort
     ) -> Choice:
@@ -95,14 +105,14 @@ class CusparseltFp16(Backend):
         return {"algorithm": str(search(packed[0].tensors["compressed"], _padded(activations[0])))}
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
-        """One product; torch allocates its result, which is then copied (M·N values) into `output`."""
+        """One product; torch allocates its result."""
         compressed, algorithm = packed.tensors["compressed"], int(choice["algorithm"])
         M = activations.shape[0]
         padded = activations if M % _ROWS == 0 else _padded(activations)
 
-        def product() -> None:
+        def product() -> Tensor:
             if padded is not activations:
                 padded[:M].copy_(activations)
-            output.copy_(multiply(compressed, padded, algorithm)[:M])
+            return multiply(compressed, padded, algorithm)[:M]
 
         return product
