@@ -54,16 +54,18 @@ constexpr int kPanelBytes = kBatchTile * 128;  // 64 K of the batch tile, 128-by
 constexpr int kStageActivationBytes = kStageTiles * 2 * kPanelBytes;
 constexpr int kStageWeightBytes = kStageTiles * kTileRows / kBlockRows * kBlockBytes;
 
-// Shared memory: activations | weights | exchange | output staging | column factors | barriers and a broadcast word.
+// Shared memory: activations | weights | exchange | output staging | barriers and a broadcast word.
 constexpr int kConsumerWarps = kConsumerThreads / 32;
-constexpr int kStagingBytes = 16 * 32;  // a warp's 16 batch rows x 16 features
+constexpr int kSquareBytes = 16 * 32;  // a warp's 16 batch rows x 16 features on their way out
+constexpr int kMostSquares = kSplitCluster ? 2 : 4;  // of these at once
+constexpr int kSquares = (kBatchTile + 15) / 16 < kMostSquares ? (kBatchTile + 15) / 16 : kMostSquares;
+constexpr int kStagingBytes = kSquares * kSquareBytes;
 constexpr int kExchangeBytes = kSplitCluster ? kSplit * kTileRows * kBatchTile * 4 : 0;
 constexpr int kActivationsAt = 0;
 constexpr int kWeightsAt = kActivationsAt + kStages * kStageActivationBytes;
 constexpr int kExchangeAt = kWeightsAt + kStages * kStageWeightBytes;
 constexpr int kStagingAt = kExchangeAt + kExchangeBytes;
-constexpr int kFactorsAt = kStagingAt + kConsumerWarps * kStagingBytes;
-constexpr int kBarriersAt = kFactorsAt + kTileRows * 4;
+constexpr int kBarriersAt = kStagingAt + kConsumerWarps * kStagingBytes;
 constexpr int kBroadcastAt = kBarriersAt + 2 * kStages * 8;
 constexpr int kSharedBytes = kBroadcastAt + 16;
 

@@ -1,6 +1,6 @@
 // From FP32 sums to the output (the swap of operands undone): a thread holds two batch columns of two output features, the
-// output wants 16 consecutive features of one batch row. Each warp turns its 16 features x 16 batch rows through 512 bytes of
-// shared memory of its own (stmatrix, transposing) and writes 32-byte sectors; no barrier between warps.
+// output wants 16 consecutive features of one batch row. Each warp turns squares of 16 features x 16 batch rows through shared memory of
+// its own (stmatrix, transposing), several at once, and writes 32-byte sectors; no barrier between warps.
 #pragma once
 
 #include "hopper_config.cuh"
@@ -30,27 +30,44 @@ __device__ __forceinline__ float load_bias(const Output& output, int feature) {
   return __half2float(static_cast<const __half*>(output.bias)[feature]);
 }
 
-// What a thread needs of its features `feature` + lane/4 and + 8 to finish sums.
+// What a thread needs of its features `first_feature` + lane/4 and + 8 to finish sums.
 struct FeaturePair {
   float low_factor, high_factor;
   float low_bias, high_bias;
-
-  // factors: shared address of the tile's column factors; `in_tile` is the first feature's place there.
-  __device__ __forceinline__ FeaturePair(const Output& output, u32 factors, int in_tile, int first_feature, int lane) {
-    const int low = first_feature + (lane >> 2);
-    const u32 address = factors + (in_tile + (lane >> 2)) * 4;
-    low_factor = __uint_as_float(ld_shared_u32(address)) * kLowUnit;
-    high_factor = __uint_as_float(ld_shared_u32(address + 32)) * kHighUnit;
-    low_bias = load_bias(output, low);
-    high_bias = load_bias(output, low + 8);
-  }
 };
 
-// Stores 16 batch rows (two n8 blocks of sums, `left` and `right`) x 16 features of one warp. Rows from `rows` on are not
-// stored. staging: this warp's kStagingBytes.
-__device__ __forceinline__ void store_16x16(const Output& output, const FeaturePair& features, const float* left,
-                                            const float* right, int first_feature, int first_row, int rows,
-                                            u32 staging, int lane) {
+// The factors of kCount groups of 16 features that this warp finishes, a lane one feature of every other group. They take the
+// long way from memory while the main loop runs.
+template <int kCount>
+class ColumnFactors {
+ public:
+  // first_feature(i): of the warp's i-th group.
+  template <typename FirstFeature>
+  __device__ __forceinline__ ColumnFactors(const Output& output, const FirstFeature& first_feature, int lane) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int feature = first_feature(2 * i + (lane >> 4)) + (lane & 15);
+      values_[i] = feature < output.N ? __ldg(output.column_factors + feature) : 0.f;
+    }
+  }
+
+  // Of group `i`, which begins at `first_feature`. All lanes must call this.
+  __device__ __forceinline__ FeaturePair features(const Output& output, int i, int first_feature, int lane) const {
+    const int source = i % 2 * 16 + (lane >> 2);
+    const int low = first_feature + (lane >> 2);
+    return {__shfl_sync(0xffffffff, values_[i / 2], source) * kLowUnit,
+            __shfl_sync(0xffffffff, values_[i / 2], source + 8) * kHighUnit, load_bias(output, low),
+            load_bias(output, low + 8)};
+  }
+
+ private:
+  static constexpr int kHeld = (kCount + 1) / 2;
+  float values_[kHeld];
+};
+
+// Puts 16 batch rows (two n8 blocks of sums, `left` and `right`) x 16 features of one warp into `square`, kSquareBytes.
+__device__ __forceinline__ void stage_16x16(const FeaturePair& features, const float* left, const float* right,
+                                            u32 square, int lane) {
   u32 matrices[4];
 #pragma unroll
   for (int block = 0; block < 2; ++block) {
@@ -63,62 +80,51 @@ __device__ __forceinline__ void store_16x16(const Output& output, const FeatureP
   // [16 rows][2 x 8 features], the two halves of a row exchanged in every other group of four rows against bank conflicts.
   const int written = (lane >> 4) * 8 + (lane & 7);
   const int written_half = (lane >> 3 & 1) ^ (written >> 2 & 1);
-  stmatrix_x4_trans(staging + written * 32 + written_half * 16, matrices);
-  __syncwarp();
+  stmatrix_x4_trans(square + written * 32 + written_half * 16, matrices);
+}
+
+// Stores a staged square at (first_row, first_feature); rows from `rows` on are not stored.
+__device__ __forceinline__ void store_16x16(const Output& output, u32 square, int first_feature, int first_row, int rows,
+                                            int lane) {
   const int row = lane >> 1;
   const int half = lane & 1;
   u32 words[4];
-  ld_shared_v4_u32(words, staging + row * 32 + (half ^ (row >> 2 & 1)) * 16);
+  ld_shared_v4_u32(words, square + row * 32 + (half ^ (row >> 2 & 1)) * 16);
   if (row < rows) {
     u16* target = static_cast<u16*>(output.c) + static_cast<size_t>(first_row + row) * output.N +
                        first_feature + half * 8;
     *reinterpret_cast<uint4*>(target) = make_uint4(words[0], words[1], words[2], words[3]);
   }
-  __syncwarp();
 }
 
-// The tile's column factors take the long way from memory while the main loop runs: each consumer thread loads its share before
-// the loop and puts it into shared memory after it. A barrier of the consumers must follow.
-class ColumnFactors {
- public:
-  __device__ __forceinline__ ColumnFactors(const Output& output, int tile_feature) {
-#pragma unroll
-    for (int i = 0; i < kShare; ++i) {
-      const int feature = tile_feature + i * kConsumerThreads + threadIdx.x;
-      const bool is_mine = i * kConsumerThreads + threadIdx.x < kTileRows && feature < output.N;
-      values_[i] = is_mine ? __ldg(output.column_factors + feature) : 0.f;
-    }
-  }
-
-  __device__ __forceinline__ void share(u32 shared) const {
-#pragma unroll
-    for (int i = 0; i < kShare; ++i) {
-      const int place = i * kConsumerThreads + threadIdx.x;
-      if (place < kTileRows) st_shared_u32(shared + place * 4, __float_as_uint(values_[i]));
-    }
-  }
-
- private:
-  static constexpr int kShare = (kTileRows + kConsumerThreads - 1) / kConsumerThreads;
-  float values_[kShare];
-};
-
-// Stores all sums of a warp: kBlocks blocks of 16 features (64 apart) x kBatchTile rows.
+// Stores all sums of a warp: kBlocks groups of 16 features (64 apart, the first at `first_feature`) x kBatchTile rows.
 __device__ __forceinline__ void store_tile(const Output& output, const float (&sums)[kBlocks][kBatchTile / 2],
-                                           int tile_feature, int in_tile, int first_row, u32 factors, u32 staging,
-                                           int lane) {
+                                           const ColumnFactors<kBlocks>& factors, int first_feature, int first_row,
+                                           u32 staging, int lane) {
   const float nothing[4] = {};
+  const int rows = min(output.M - first_row, kBatchTile);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    const int first_feature = tile_feature + in_tile + block * kBlockRows;
-    if (first_feature >= output.N) continue;
-    const FeaturePair features(output, factors, in_tile + block * kBlockRows, first_feature, lane);
+    const int feature = first_feature + block * kBlockRows;
+    if (feature >= output.N) continue;
+    const FeaturePair features = factors.features(output, block, feature, lane);
 #pragma unroll
-    for (int n = 0; n < kBatchTile; n += 16) {
-      const int rows = min(output.M - first_row, kBatchTile) - n;
-      if (rows <= 0) continue;
-      store_16x16(output, features, &sums[block][n / 2], n + 8 < kBatchTile ? &sums[block][n / 2 + 4] : nothing,
-                  first_feature, first_row + n, rows, staging, lane);
+    for (int first = 0; first < kBatchTile; first += 16 * kSquares) {
+#pragma unroll
+      for (int i = 0; i < kSquares; ++i) {
+        const int n = first + 16 * i;
+        if (n >= kBatchTile) continue;
+        stage_16x16(features, &sums[block][n / 2], n + 8 < kBatchTile ? &sums[block][n / 2 + 4] : nothing,
+                    staging + i * kSquareBytes, lane);
+      }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < kSquares; ++i) {
+        const int n = first + 16 * i;
+        if (n >= kBatchTile) continue;
+        store_16x16(output, staging + i * kSquareBytes, feature, first_row + n, rows - n, lane);
+      }
+      __syncwarp();
     }
   }
 }

@@ -38,8 +38,9 @@ struct Ring {
   __device__ __forceinline__ u32 full(int stage) const { return base + kBarriersAt + 8 * stage; }
   __device__ __forceinline__ u32 empty(int stage) const { return base + kBarriersAt + 8 * (kStages + stage); }
 
-  __device__ __forceinline__ void initialize() const {
-    for (int stage = 0; stage < kStages; ++stage) {
+  // One warp runs this.
+  __device__ __forceinline__ void initialize(int lane) const {
+    for (int stage = lane; stage < kStages; stage += 32) {
       mbarrier_init(full(stage), 2);
       mbarrier_init(empty(stage), kConsumerWarps * kTeam);
     }

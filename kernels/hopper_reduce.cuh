@@ -142,21 +142,44 @@ __device__ __forceinline__ void add_sources(float (&sums)[4], u32 exchange, int 
   }
 }
 
-// Adds what all CTAs sent for this CTA's groups and stores it; the consumer warps share the work.
-__device__ __forceinline__ void finish_groups(const Output& output, u32 exchange, u32 rank, int tile_feature,
-                                              int first_row, u32 factors, u32 staging, int warp, int lane) {
-  constexpr int kPairs = (kBatchTile + 15) / 16;
-  for (int item = warp; item < kGroupsPerCta * kPairs; item += kConsumerWarps) {
-    const int group = item / kPairs;
-    const int n8 = item % kPairs * 2;
-    const int in_tile = (rank * kGroupsPerCta + group) * 16;
-    const int first_feature = tile_feature + in_tile;
-    const int rows = min(output.M - first_row, kBatchTile) - n8 * 8;
-    if (first_feature >= output.N || rows <= 0) continue;
-    float left[4] = {}, right[4] = {};
-    add_sources(left, exchange, group, n8, lane);
-    if (n8 + 1 < kBatchTile / 8) add_sources(right, exchange, group, n8 + 1, lane);
-    store_16x16(output, FeaturePair(output, factors, in_tile, first_feature, lane), left, right, first_feature, first_row + n8 * 8, rows,
-                staging, lane);
+// Squares of 16 features x 16 batch rows that this CTA finishes; the consumer warps take turns.
+constexpr int kSquareColumns = (kBatchTile + 15) / 16;
+constexpr int kSquaresPerWarp = (kGroupsPerCta * kSquareColumns + kConsumerWarps - 1) / kConsumerWarps;
+
+struct SquarePosition {
+  int group;  // of 16 features, within this CTA's
+  int n8;     // first of its two n8 blocks
+
+  __device__ __forceinline__ SquarePosition(int i, int warp)
+      : group((warp + i * kConsumerWarps) / kSquareColumns), n8((warp + i * kConsumerWarps) % kSquareColumns * 2) {}
+};
+
+// Adds what all CTAs sent for this CTA's groups, the first of which begins at `first_feature`, and stores it.
+__device__ __forceinline__ void finish_groups(const Output& output, const ColumnFactors<kSquaresPerWarp>& factors,
+                                              u32 exchange, int first_feature, int first_row, u32 staging, int warp,
+                                              int lane) {
+  const int rows = min(output.M - first_row, kBatchTile);
+#pragma unroll
+  for (int first = 0; first < kSquaresPerWarp; first += kSquares) {
+#pragma unroll
+    for (int i = first; i < first + kSquares && i < kSquaresPerWarp; ++i) {
+      const SquarePosition at(i, warp);
+      const int feature = first_feature + at.group * 16;
+      const FeaturePair features = factors.features(output, i, min(feature, output.N - 16), lane);
+      if (at.group >= kGroupsPerCta || rows <= at.n8 * 8) continue;
+      float left[4] = {}, right[4] = {};
+      add_sources(left, exchange, at.group, at.n8, lane);
+      if (at.n8 + 1 < kBatchTile / 8) add_sources(right, exchange, at.group, at.n8 + 1, lane);
+      stage_16x16(features, left, right, staging + (i - first) * kSquareBytes, lane);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = first; i < first + kSquares && i < kSquaresPerWarp; ++i) {
+      const SquarePosition at(i, warp);
+      const int feature = first_feature + at.group * 16;
+      if (at.group >= kGroupsPerCta || feature >= output.N) continue;
+      store_16x16(output, staging + (i - first) * kSquareBytes, feature, first_row + at.n8 * 8, rows - at.n8 * 8, lane);
+    }
+    __syncwarp();
   }
 }

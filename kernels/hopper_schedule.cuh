@@ -29,7 +29,8 @@ struct Segment {
 };
 
 __device__ __forceinline__ int stripe_begin(const Schedule& schedule, int team, int teams) {
-  return static_cast<int>(static_cast<long long>(schedule.stream_tiles) * schedule.units_per_tile * team / teams);
+  // At most two tiles a team are striped, so that this stays below 2^31 for every K below seven million.
+  return static_cast<int>(static_cast<u32>(schedule.stream_tiles * schedule.units_per_tile * team) / static_cast<u32>(teams));
 }
 
 // The segments of one team, in order.

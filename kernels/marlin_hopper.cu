@@ -25,15 +25,12 @@ constexpr int kNoTile = 0x7fffffff;
 // Finishes a tile that this CTA left its sums of, if all the others had come before.
 template <typename Store>
 __device__ __forceinline__ void finish_if_last(const Schedule& schedule, const Workspace& workspace, int tile,
-                                               u32 arrived_before, u32 word, const Output& output,
-                                               const Store& store) {
+                                               u32 arrived_before, u32 word, const Store& store) {
   const SharedTile shared_tile(schedule, workspace, tile);
   if (broadcast(arrived_before, word) != shared_tile.others()) return;
-  const TilePosition position = tile_position(schedule, tile);
-  const int tile_feature = position.row_tile * kTileRows;
   Sums sums;
   shared_tile.finish(sums, false);
-  store(sums, ColumnFactors(output, tile_feature), tile_feature, position.batch_tile * kBatchTile);
+  store(sums, tile_position(schedule, tile));
 }
 
 extern __shared__ __align__(1024) unsigned char shared_memory[];
@@ -59,9 +56,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
       return;
     }
   }
-  if (threadIdx.x == 0) {
+  if (warp == 0) {
     if constexpr (kEarlyTrigger) griddepcontrol_launch_dependents();
-    ring.initialize();
+    ring.initialize(lane);
   }
   if (threadIdx.x == kConsumerThreads + 32) prefetch_tensormap(&activations);
   __syncthreads();
@@ -88,14 +85,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     const int warpgroup = warp / 4;
     const ConsumerPosition at{warpgroup / kRowWarpgroups, warpgroup % kRowWarpgroups, warp % 4, lane};
     const u32 staging = ring.base + kStagingAt + warp * kStagingBytes;
-    const u32 factors = ring.base + kFactorsAt;
     const u32 word = ring.base + kBroadcastAt;
-    const auto store = [&](const Sums& sums, const ColumnFactors& column_factors, int tile_feature, int first_row) {
-      column_factors.share(factors);
-      bar_sync(kConsumerBarrier, kConsumerThreads);
-      const int in_tile = at.row_warpgroup * kBlocks * kBlockRows + at.warp_in_group * 16;
-      store_tile(output, sums, tile_feature, in_tile, first_row, factors, staging, lane);
-      bar_sync(kConsumerBarrier, kConsumerThreads);  // the next tile's factors may replace these
+    // This warp's factors of a tile whose sums it has itself, and the end of such a tile.
+    const auto own_feature = [&](const TilePosition& position) {
+      return position.row_tile * kTileRows + at.row_warpgroup * kBlocks * kBlockRows + at.warp_in_group * 16;
+    };
+    const auto own_factors = [&](const TilePosition& position) {
+      const int first_feature = own_feature(position);
+      return ColumnFactors<kBlocks>(output, [&](int block) { return first_feature + block * kBlockRows; }, lane);
+    };
+    const auto store = [&](const Sums& sums, const ColumnFactors<kBlocks>& factors, const TilePosition& position) {
+      store_tile(output, sums, factors, own_feature(position), position.batch_tile * kBatchTile, staging, lane);
     };
     Segments segments(schedule);
     Segment segment;
@@ -106,30 +106,35 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     bool first = true;
     while (segments.next(segment)) {
       const TilePosition position = tile_position(schedule, segment.tile);
-      const int tile_feature = position.row_tile * kTileRows;
-      const int first_row = position.batch_tile * kBatchTile;
-      const ColumnFactors column_factors(output, tile_feature);
       Sums sums;
-      mainloop.run(sums, segment.last - segment.first);
-      // Outputs and workspace may still be read by the previous kernel until here.
-      if (first) griddepcontrol_wait();
-      first = false;
       if constexpr (kSplitCluster) {
-        column_factors.share(factors);
+        const int first_feature = position.row_tile * kTileRows + rank * kGroupsPerCta * 16;
+        const ColumnFactors<kSquaresPerWarp> factors(
+            output, [&](int i) { return first_feature + SquarePosition(i, warp).group * 16; }, lane);
+        mainloop.run(sums, segment.last - segment.first);
+        griddepcontrol_wait();  // the previous kernel may read the outputs until here
         barrier_cluster_wait();  // the other CTAs run: their shared memory may be written
         send_to_cluster(sums, ring.base + kExchangeAt, rank, at.split, at.row_warpgroup, at.warp_in_group, lane);
         barrier_cluster_arrive();
         barrier_cluster_wait();
-        finish_groups(output, ring.base + kExchangeAt, rank, tile_feature, first_row, factors, staging, warp, lane);
-      } else if (segment.last - segment.first == schedule.units_per_tile) {
-        store(sums, column_factors, tile_feature, first_row);
+        finish_groups(output, factors, ring.base + kExchangeAt, first_feature, position.batch_tile * kBatchTile, staging,
+                      warp, lane);
+        break;  // a cluster has one tile
+      }
+      const ColumnFactors<kBlocks> factors = own_factors(position);
+      mainloop.run(sums, segment.last - segment.first);
+      // Outputs and workspace may still be read by the previous kernel until here.
+      if (first) griddepcontrol_wait();
+      first = false;
+      if (segment.last - segment.first == schedule.units_per_tile) {
+        store(sums, factors, position);
       } else {
         const SharedTile shared_tile(schedule, workspace, segment.tile);
         const bool is_owner = shared_tile.is_owner();
         const u32 arrived = is_owner && threadIdx.x == 0 ? ld_acquire_gpu(shared_tile.arrivals()) : 0;
         if (is_owner && broadcast(arrived, word) == shared_tile.others()) {
           shared_tile.finish(sums, true);
-          store(sums, column_factors, tile_feature, first_row);
+          store(sums, factors, position);
         } else {
           const u32 before = shared_tile.leave(sums);
           if (is_owner) {
@@ -147,7 +152,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
       for (int end = 0; end < 2; ++end) {
         const int tile = end ? left_tiles[1] : left_tiles[0];
         if (tile == kNoTile) continue;
-        finish_if_last(schedule, workspace, tile, end ? arrived_before[1] : arrived_before[0], word, output, store);
+        finish_if_last(schedule, workspace, tile, end ? arrived_before[1] : arrived_before[0], word,
+                       [&](const Sums& sums, const TilePosition& position) {
+                         store(sums, own_factors(position), position);
+                       });
       }
     }
   }

@@ -21,7 +21,9 @@ TABLE = Path(__file__).with_name("marlin_hopper_table.json")
 DEFAULT_RASTER = 8
 _WIDEST_BF16_TILE = 96
 _NARROWEST_REPEATED = 64  # narrower tiles would read the weights too often
-BATCH_TILES = (8, 16, 24, 32, 48, 64, 96, 128)
+BATCH_TILES = (8, 16, 24, 32, 48, 64, 72, 80, 96, 112, 128, 136, 152)
+_WIDEST_REPEATED = 128  # wider ones cost registers and stages: they are for batches that one or two of them hold
+_ROWS_PER_TILE = 8  # batch rows that a tile of its own costs, for the weights that are read and dequantised again
 _PLAN = re.compile(r"(?P<tiling>[^:]+)(?::raster=(?P<raster>\d+))?(?::ctas=(?P<ctas>\d+))?(?::(?P<stripes>rest|none))?")
 
 
@@ -109,14 +111,18 @@ def _measured(M: int, N: int, K: int) -> Plan | None:
 
 
 def smallest_batch_tile(M: int) -> int:
-    """The narrowest batch tile that holds M rows, the widest one beyond."""
-    return next((tile for tile in BATCH_TILES if tile >= M), BATCH_TILES[-1])
+    """The narrowest batch tile that holds M rows, else the widest that pays for many."""
+    return next((tile for tile in BATCH_TILES if tile >= M), _WIDEST_REPEATED)
 
 
 def tightest_batch_tile(M: int, widest: int) -> int:
-    """The batch tile up to `widest` that pads M least; of two such the wider, and below 64 only where one tile does."""
-    fitting = [tile for tile in BATCH_TILES if tile <= widest and (tile >= M or tile > _NARROWEST_REPEATED)]
-    return min(fitting or [widest], key=lambda tile: (-(-M // tile) * tile, -tile))
+    """The batch tile up to `widest` that pads M least; of two such the wider, and up to 64 only where one tile does."""
+
+    def is_sensible(tile: int) -> bool:
+        return tile >= M or (tile > _NARROWEST_REPEATED and (tile <= _WIDEST_REPEATED or 2 * tile >= M))
+
+    fitting = [tile for tile in BATCH_TILES if tile <= widest and is_sensible(tile)]
+    return min(fitting or [widest], key=lambda tile: (-(-M // tile) * (tile + _ROWS_PER_TILE), -tile))
 
 
 def _bf16_tiling(batch_tile: int) -> Tiling:
@@ -140,8 +146,12 @@ _STRIPS = {  # a cluster of two splits K of 128 columns
     32: "b32_w2k2_m2_t2_p4_c2_early",
     48: "b48_w2_m1_t2_p4_c2_early_regs",
     64: "b64_w2_m1_t2_p4_c2_early_regs",
+    72: "b72_w2_m1_t2_p4_c2_early_regs",
+    80: "b80_w2_m1_t1_c2_early_regs",
     96: "b96_w2_m1_t1_c2_early_regs",
+    112: "b112_w2_m1_t1_c2_early_regs",
     128: "b128_w2_m1_t1_c2_early_regs",
+    136: "b136_w2_m1_t1_c2_early_regs",
 }
 _STRIPED = {  # 256 columns striped over all SMs
     8: "b8_w2_m2_t2_p4_acc_early_regs",
@@ -150,8 +160,17 @@ _STRIPED = {  # 256 columns striped over all SMs
     32: "b32_w2_m2_t2_p4_regs",
     48: "b48_w2_m2_t2_p4_regs",
     64: "b64_w2_m2_t2_p4_regs",
+    72: "b72_w2_m2_t2_regs",
 }
 _SHORTEST_SPLIT_TILES = 8  # K tiles below which a split of K does not pay
+
+
+def _rule_batch_tile(M: int, N: int, sm_count: int) -> int:
+    """The tightest batch tile; two narrow ones instead of a wide one where clusters of those fill the device."""
+    tile = tightest_batch_tile(M, BATCH_TILES[-1])
+    if tile > _WIDEST_REPEATED and sm_count >= 2 * 2 * -(-N // 128):
+        return tightest_batch_tile(M, _WIDEST_REPEATED)
+    return tile
 
 
 def _default_rule(M: int, N: int, K: int, sm_count: int) -> Plan:
@@ -160,18 +179,22 @@ def _default_rule(M: int, N: int, K: int, sm_count: int) -> Plan:
     Layers with so few columns that clusters of two cover the device at once split K; others stripe tiles of 256
     columns; large batches take tiles of 256 x 128, whole where they divide among the SMs.
     """
-    tile = tightest_batch_tile(M, BATCH_TILES[-1])
+    tile = _rule_batch_tile(M, N, sm_count)
+    batch_tiles = -(-M // tile)
     splits = K // TILE_K >= _SHORTEST_SPLIT_TILES
     for tilings, columns in ((_HALF_STRIPS, 64), (_STRIPS, 128)):
-        if splits and tile in tilings and -(-N // columns) * -(-M // tile) * 2 <= sm_count:
+        if splits and tile in tilings and -(-N // columns) * batch_tiles * 2 <= sm_count:
             return Plan(Tiling.parse(tilings[tile]))
-    if tile in _STRIPED:
+    if tile in _STRIPED and batch_tiles == 1:
         return Plan(Tiling.parse(_STRIPED[tile]))
-    wide_tiles = -(-N // 256) * -(-M // tile)
-    blocks = 1 if wide_tiles * 4 < sm_count * 3 else 2
-    stage_tiles = 2 if blocks == 2 and tile == BATCH_TILES[-1] else 1
-    tiling = Tiling(tile, blocks=blocks, stage_tiles=stage_tiles, early_trigger=True, reallocate=True)
-    tiles = -(-N // tiling.tile_columns) * -(-M // tile)
+    wide = Tiling(tile, blocks=2, early_trigger=True, reallocate=True)
+    narrow = replace(wide, blocks=1)
+    if batch_tiles == 1 and sm_count < -(-N // narrow.tile_columns) < 2 * sm_count:
+        return Plan(narrow, stripes=Stripes.REST)
+    tiling = narrow if -(-N // wide.tile_columns) * batch_tiles * 4 < sm_count * 3 else wide
+    if tiling == wide and tile == _WIDEST_REPEATED:
+        tiling = replace(wide, stage_tiles=2)
+    tiles = -(-N // tiling.tile_columns) * batch_tiles
     even = next((ctas for ctas in range(sm_count, sm_count * 15 // 16, -1) if tiles % ctas == 0), None)
     if even is None:
         return Plan(tiling)
@@ -180,7 +203,7 @@ def _default_rule(M: int, N: int, K: int, sm_count: int) -> Plan:
 
 def _careful_rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
     """The rule for all other kinds of weights: tilings that leave registers for what they need more."""
-    batch_tile = tightest_batch_tile(M, BATCH_TILES[-1])
+    batch_tile = tightest_batch_tile(M, _WIDEST_REPEATED)
     if kind.bf16 and kind.group_size is not None:
         return Plan(_bf16_tiling(batch_tile))
     strip_pairs = 2 * -(-N // 128)
@@ -215,17 +238,17 @@ def choose(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
 
 
 def reachable_builds(sm_count: int = 132) -> list[tuple[Tiling, WeightKind]]:
-    """Builds that CI compiles: all that the table leads to, and the rule's for the other kinds of weights."""
+    """Builds that CI compiles: all that the table leads to, and the rule's for other layers and kinds of weights."""
     builds: dict[tuple[Tiling, WeightKind], None] = {}
-    beyond = BATCH_TILES[-1] + 1
+    sizes = (1, *range(8, 5120, 8))  # tiles are multiples of 8, so batches between two of these choose as the next
     for N, K in _table(TABLE):
-        for M in (*BATCH_TILES, beyond, 2 * beyond, 4 * beyond, 8 * beyond, 64 * beyond):
+        for M in sizes:
             builds[choose(M, N, K, sm_count, WeightKind()).tiling, WeightKind()] = None
-    for N, K in ((4096, 4096), (8192, 8192), (18432, 73728)):
-        for M in (*BATCH_TILES, beyond, 8 * beyond):
-            builds[rule(M, N, K, sm_count, WeightKind()).tiling, WeightKind()] = None
+    for N in (4096, 5120, 8192, 12288, 18432, 28672, 57344):
+        for M in sizes:
+            builds[rule(M, N, 4096, sm_count, WeightKind()).tiling, WeightKind()] = None
     for group_size, zero_points, bf16 in product((64, 128, None), (False, True), (False, True)):
         kind = WeightKind(group_size, zero_points, bf16)
-        for M in (32, beyond):
+        for M in (32, _WIDEST_REPEATED + 1):
             builds[rule(M, 18432, 73728, sm_count, kind).tiling, kind] = None
     return list(builds)

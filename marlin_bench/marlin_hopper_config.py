@@ -15,7 +15,7 @@ SHARED_BYTES_PER_SM = 233472
 SHARED_BYTES_PER_CTA = 232448
 _SHARED_BYTES_RESERVED = 1024
 _BARRIER_BYTES = 16
-_STAGING_BYTES = 512
+_SQUARE_BYTES = 512
 _BROADCAST_BYTES = 16
 _MOST_STAGES = 32
 REALLOCATING_PRODUCER_WARPS = 4
@@ -132,7 +132,8 @@ class Tiling:
 
     def _fixed_shared_bytes(self) -> int:
         exchange = self.split * self.tile_columns * self.batch_tile * 4 if self.splits_k_in_cluster else 0
-        return exchange + self.warpgroups * 4 * _STAGING_BYTES + self.tile_columns * 4 + _BROADCAST_BYTES
+        squares = min(2 if self.splits_k_in_cluster else 4, -(-self.batch_tile // 16))
+        return exchange + self.warpgroups * 4 * squares * _SQUARE_BYTES + _BROADCAST_BYTES
 
     def _stage_bytes(self, kind: WeightKind) -> int:
         activations = 2 * self.batch_tile * 128

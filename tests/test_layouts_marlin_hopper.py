@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marlin_bench.layouts.marlin_hopper import CODE_BYTES, HopperWeights, block_bytes, pack, unpack
-from marlin_bench.marlin_hopper_choice import Plan, choose, fits, rule, smallest_batch_tile, tightest_batch_tile
+from marlin_bench.marlin_hopper_choice import (
+    BATCH_TILES,
+    Plan,
+    choose,
+    fits,
+    rule,
+    smallest_batch_tile,
+    tightest_batch_tile,
+)
 from marlin_bench.marlin_hopper_config import SHARED_BYTES_PER_CTA, Stripes, Tiling, WeightKind, schedule
 from marlin_bench.quantize import QuantizedWeights, quantize
 
@@ -163,7 +171,7 @@ def test_every_choice_covers_the_product_and_fits_the_device(M, N, K, group_size
         assert 0 <= found.stream_tiles <= found.row_tiles * found.batch_tiles
 
 
-@pytest.mark.parametrize(("M", "tile"), [(1, 8), (8, 8), (9, 16), (32, 32), (33, 48), (65, 96), (129, 128)])
+@pytest.mark.parametrize(("M", "tile"), [(1, 8), (8, 8), (9, 16), (33, 48), (65, 72), (129, 136), (153, 128)])
 def test_the_batch_tile_is_the_narrowest_that_holds_the_batch(M, tile):
     assert smallest_batch_tile(M) == tile
 
@@ -174,15 +182,32 @@ def test_the_batch_tile_is_the_narrowest_that_holds_the_batch(M, tile):
         (1, 128, 8),
         (40, 128, 48),
         (65, 64, 64),
-        (65, 128, 96),
-        (129, 128, 96),
+        (65, 128, 72),
+        (129, 128, 72),
+        (129, 152, 136),
+        (136, 152, 136),
+        (161, 152, 96),
         (256, 128, 128),
-        (300, 128, 128),
+        (256, 152, 128),
+        (300, 152, 152),
+        (1024, 152, 128),
         (5, 64, 8),
     ],
 )
 def test_a_ragged_batch_is_padded_as_little_as_the_tiles_allow(M, widest, tile):
     assert tightest_batch_tile(M, widest) == tile
+
+
+@given(M=st.integers(65, 5000))
+def test_no_batch_above_64_is_padded_by_more_than_a_fifth(M):
+    """With the tiles of 64, 96 and 128 alone a batch of 129 was padded by half."""
+    tile = tightest_batch_tile(M, BATCH_TILES[-1])
+    assert -(-M // tile) * tile <= 1.2 * M
+
+
+@pytest.mark.parametrize(("N", "tile"), [(4096, 72), (8192, 136), (28672, 136)])
+def test_a_batch_of_129_takes_two_narrow_tiles_only_where_they_fill_the_device(N, tile):
+    assert rule(129, N, 8192, 132, WeightKind()).tiling.batch_tile == tile
 
 
 def test_striped_tiles_give_every_team_the_same_work_within_one_unit():

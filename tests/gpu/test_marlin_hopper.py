@@ -14,7 +14,10 @@ from marlin_bench.quantize import QuantizedWeights, quantize
 pytestmark = pytest.mark.gpu
 
 KINDS = [(group_size, zero_points) for group_size in (64, 128, None) for zero_points in (False, True)]
-RAGGED_M = [*range(1, 18), 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 255, 1000, 1025, 2048, 4097]
+RAGGED_M = sorted(
+    {*range(1, 18), *(M for tile in BATCH_TILES for M in (tile - 1, tile, tile + 1))}
+    | {160, 161, 192, 224, 255, 257, 272, 273, 304, 305, 1000, 1025, 2048, 4097}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +102,7 @@ def test_small_and_odd_layers_are_right(K, N, M, generator):
 def table_plans():
     """Every plan of the table, cut down to every narrower batch tile as the chooser does."""
     layers = json.loads(TABLE.read_text(encoding="utf-8"))["layers"]
-    sizes = [*BATCH_TILES, *(129, 257, 513, 1025, 5000)]
+    sizes = [*BATCH_TILES, *(2 * tile for tile in BATCH_TILES if tile > 64), 513, 1025, 5000]
     return sorted({choose(M, layer["N"], layer["K"], 132, WeightKind()).name for layer in layers for M in sizes})
 
 
