@@ -89,7 +89,8 @@ class CublasFp8(_CublasEightBit):
 
     Weights: E4M3 of the canonical 4-bit weights, 8 + 32/K bits each. Meant for M from 128 up, where the product is
     bound by the tensor cores. Accumulates the fast way (`use_fast_accum`), as inference does: Hopper's FP8 tensor
-    cores then keep about 14 bits of a partial sum, which the tolerance allows for.
+    cores then keep about 14 bits of a partial sum. On an H200 that is a mean error of 0.0014 at K=8192 and 0.0056 at
+    K=73728, beside the 0.04 of quantising, and the tolerance allows for it.
     """
 
     name = "cublas_fp8"
@@ -99,6 +100,7 @@ class CublasFp8(_CublasEightBit):
     output_dtype: ClassVar[Dtype] = "bf16"
     compute_dtype: ClassVar[EightBit] = "fp8"
     least_capability = (8, 9)
+    tolerance = 0.008
 
     def format(self, problem: Problem) -> Format:
         """8-bit codes, FP32 scales a column."""
