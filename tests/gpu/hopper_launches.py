@@ -1,0 +1,59 @@
+"""Small launches of marlin_hopper, for compute-sanitizer:
+
+compute-sanitizer --tool memcheck python tests/gpu/hopper_launches.py
+compute-sanitizer --tool racecheck --kernel-name kns=marlin_hopper python tests/gpu/hopper_launches.py
+
+Every way a tile can end: whole, striped over several CTAs, split over a cluster and its warpgroups, activations shared
+by a cluster; batches and columns that no tile divides, more stages of work than the ring holds.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from marlin_bench.backends.marlin_hopper import HopperProduct, Workspace
+from marlin_bench.layouts.marlin_hopper import pack
+from marlin_bench.marlin_hopper_choice import Plan
+from marlin_bench.quantize import quantize
+
+CASES = (
+    # M, N, K, plan, bias
+    (5, 320, 2048, "b8_w2k2_m1_t2_c2_pair_early", False),
+    (8, 320, 2048, "b8_w2_m2_t2_p4_acc_early_regs:ctas=3", True),
+    (16, 192, 2048, "b16_w2_m1_t2_p4_c2_acc_pair_early", True),
+    (31, 320, 2048, "b32_w2k2_m2_t2_p4_c2_early", False),
+    (70, 320, 1024, "b72_w2k2_m1_t2_c2_early_regs", True),
+    (130, 192, 1024, "b136_w2_m1_t1_c2_early_regs", False),
+    (72, 576, 1024, "b72_w2_m2_t2_x2_early_regs:ctas=6", True),
+    (133, 576, 1024, "b128_w2_m2_t2_early_regs:ctas=4", False),
+    (300, 320, 512, "b152_w2_m2_t1_early_regs:raster=2:ctas=2:none", True),
+    (130, 320, 1024, "b136_w2_m1_t1_early_regs:ctas=2:rest", False),
+)
+
+
+def launch(M, N, K, name, has_bias):
+    """Two dependent launches of one plan, both right."""
+    generator = torch.Generator(device="cuda").manual_seed(1)
+    weights = quantize(torch.randn((K, N), device="cuda", generator=generator) * 0.02, 128)
+    activations = torch.randn((M, K), device="cuda", generator=generator).half()
+    bias = torch.randn(N, device="cuda", generator=generator).half() if has_bias else None
+    output = torch.empty((M, N), dtype=torch.float16, device="cuda")
+    product = HopperProduct(pack(weights), activations, output, Plan.parse(name), Workspace(output.device), bias=bias)
+    expected = activations.double() @ weights.dequantized().double() + (0 if bias is None else bias.double())
+    for _ in range(2):
+        output.fill_(float("nan"))
+        torch.cuda.synchronize()
+        product()
+        product()
+        torch.cuda.synchronize()
+        error = (output.double() - expected).abs().mean() / expected.abs().mean()
+        assert error < 0.001, (name, float(error))
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        launch(*case)
+    print(f"launched {len(CASES)} plans of marlin_hopper")
