@@ -18,7 +18,7 @@ from marlin_bench.backends.marlin_sparse import (
     make_plan,
     packed_operands,
 )
-from marlin_bench.marlin_sparse_config import TILES, ConfigError
+from marlin_bench.marlin_sparse_config import TILES, ConfigError, tile_named
 from marlin_bench.pruning import largest_two_of_four
 from marlin_bench.quantize import QuantizedWeights, quantize
 from marlin_bench.sparse_linear import SparseMarlinLinear
@@ -318,12 +318,18 @@ extern "C" __global__ void sleeper(volatile int* release) {
 """
 
 
-def test_fewer_resident_ctas_than_launched_neither_hang_nor_change_a_bit():
-    """Another kernel holds all SMs but three, with all their shared memory, until the product is done."""
+@pytest.mark.parametrize(("tile", "free"), [("16x128x256", 3), ("16x64x512c2", 12)])
+def test_fewer_resident_ctas_than_launched_neither_hang_nor_change_a_bit(tile, free):
+    """Another kernel holds all SMs but a few, with all their shared memory, until the product is done.
+
+    A cluster needs two SMs of one GPC: of twelve some are.
+    """
     import cupy
 
     properties = torch.cuda.get_device_properties(0)
-    case = Case(16, layer(4096, 4096))
+    if tile_named(tile).needs_sm90a and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("made for sm_90a only")
+    case = Case(16, layer(4096, 4096), choice={"tile": tile})
     first = case.check()
     sleeper = cupy.RawModule(code=SLEEPER).get_function("sleeper")
     shared = properties.shared_memory_per_block_optin
@@ -332,7 +338,7 @@ def test_fewer_resident_ctas_than_launched_neither_hang_nor_change_a_bit():
     holder, worker = torch.cuda.Stream(), torch.cuda.Stream()
     torch.cuda.synchronize()
     with cupy.cuda.ExternalStream(holder.cuda_stream):
-        sleeper((properties.multi_processor_count - 3,), (32,), (release.data_ptr(),), shared_mem=shared)
+        sleeper((properties.multi_processor_count - free,), (32,), (release.data_ptr(),), shared_mem=shared)
     case.C.fill_(float("nan"))
     done = torch.cuda.Event()
     torch.cuda.current_stream().synchronize()
