@@ -152,7 +152,7 @@ def plan_for(build: SparseBuild, M: int, N: int, K: int, ctas: int) -> SparsePla
     if tile.cluster > 1:
         if k_tiles < tile.cluster:
             raise ConfigError(f"tile {tile} needs a K of at least {tile.cluster * tile.depth}, not {K}")
-        ctas = tile.cluster * tiles
+        return SparsePlan(build, tile.cluster * tiles, sum_bytes=0, counters=0)
     stripes = Stripes(k_tiles, tiles, min(ctas, tiles * k_tiles))
     return SparsePlan(build, stripes.ctas, stripes.places * tile.sum_bytes, stripes.striped_tiles)
 

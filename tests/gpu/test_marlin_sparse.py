@@ -268,8 +268,9 @@ def test_200_calls_without_resetting_anything(M):
     assert same
 
 
-def test_what_a_dead_launch_left_in_the_workspace_changes_nothing():
-    case = Case(16, layer(4096, 4096))
+@pytest.mark.parametrize(("K", "N", "slices"), [(2048, 8192, 2), (4096, 4096, 4)])
+def test_what_a_dead_launch_left_in_the_workspace_changes_nothing(K, N, slices):
+    case = Case(16, layer(K, N), choice={"tile": "16x128x256", "ctas": str(slices * N // 128)})
     first = case.check()
     counters = case.launch.workspace.counters
     garbage = torch.randint(-(2**63), 2**63 - 1, counters.shape, device="cuda", dtype=torch.int64)
