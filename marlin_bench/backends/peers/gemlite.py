@@ -79,7 +79,8 @@ class Gemlite(Peer):
     meant_for = "M up to 64"
     extra = "gemlite"
     packages = (Package("gemlite", "gemlite", at_least="0.6.0"),)
-    tolerance = 0.01  # small M: FP16 atomic additions of K / 32 partial sums; 0.002 on an H200 at M 1, K 4096
+    # M = 1 adds K / 32 partial sums in FP16 by atomics: on an H200 0.002 at K 4096, 0.003 at K 8192, growing with √K
+    tolerance = 0.015
 
     def load(self) -> None:
         """The package; Triton comes with it."""

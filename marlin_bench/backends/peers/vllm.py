@@ -175,7 +175,8 @@ class GptqExllama(VllmPeer):
     meant_for = "M = 1"
     license = "MIT AND Apache-2.0"
     multiple_n = 8
-    tolerance = 0.01  # FP16 sums, and FP16 atomic additions of K / 128 of them: 0.002 on an H200 at K 4096
+    # FP16 sums, those of the cuBLAS product for large M too: on an H200 0.0015 at K 2048, 0.002 at K 4096, growing with √K
+    tolerance = 0.015
 
     def format(self, problem: Problem) -> Format:
         """4-bit codes and zero points, FP16 scales."""
