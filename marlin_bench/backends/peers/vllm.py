@@ -175,7 +175,7 @@ class GptqExllama(VllmPeer):
     meant_for = "M = 1"
     license = "MIT AND Apache-2.0"
     multiple_n = 8
-    # FP16 sums, those of the cuBLAS product for large M too: on an H200 0.0015 at K 2048, 0.002 at K 4096, growing with √K
+    # FP16 sums, in the cuBLAS product for large M too: on an H200 0.0015 at K 2048, 0.002 at K 4096, growing with √K
     tolerance = 0.015
 
     def format(self, problem: Problem) -> Format:
