@@ -70,8 +70,9 @@ struct Dequantiser<Bf16> {
   }
 };
 
-// The mma operand of product b = 2j + h from word j; `scales` holds the scales of products 2j and 2j + 1.
-template <typename Type>
+// Two codes as the tensor cores take them, an operand's halves of k: without their scale, or scaled and rounded as the 16-bit
+// weight would be. `scales` holds the scales of products 2j and 2j + 1, of which h picks one.
+template <typename Type, bool kScaled = true>
 __device__ __forceinline__ void dequantise(u32 word, int h, Offset<Type> offsets, typename Type::Pair scales,
                                            u32 (&fragment)[2]) {
 #ifdef ABLATE_DEQUANTISE
@@ -81,9 +82,11 @@ __device__ __forceinline__ void dequantise(u32 word, int h, Offset<Type> offsets
   typename Type::Pair weights[2];
   Dequantiser<Type>::codes(word, h, offsets, weights);
 #ifndef ABLATE_SCALES
-  const typename Type::Pair scale = h == 0 ? Type::low(scales) : Type::high(scales);
-  weights[0] = __hmul2(weights[0], scale);
-  weights[1] = __hmul2(weights[1], scale);
+  if (kScaled) {
+    const typename Type::Pair scale = h == 0 ? Type::low(scales) : Type::high(scales);
+    weights[0] = __hmul2(weights[0], scale);
+    weights[1] = __hmul2(weights[1], scale);
+  }
 #endif
   fragment[0] = bits_of(weights[0]);
   fragment[1] = bits_of(weights[1]);

@@ -35,6 +35,12 @@ struct Fp16 {
   static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     mma_m16n8k16_f16(d, a, b);
   }
+  static __device__ __forceinline__ void mma_if(bool live, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    mma_m16n8k16_f16_if(live, d, a, b);
+  }
+  static __device__ __forceinline__ void mma_new(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    mma_m16n8k16_f16_new(d, a, b);
+  }
   static __device__ __forceinline__ Pair low(Pair p) { return __low2half2(p); }
   static __device__ __forceinline__ Pair high(Pair p) { return __high2half2(p); }
   static __device__ __forceinline__ Pair from_floats(float x, float y) { return __floats2half2_rn(x, y); }
@@ -46,6 +52,12 @@ struct Bf16 {
   using Pair = __nv_bfloat162;
   static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     mma_m16n8k16_bf16(d, a, b);
+  }
+  static __device__ __forceinline__ void mma_if(bool live, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    mma_m16n8k16_bf16_if(live, d, a, b);
+  }
+  static __device__ __forceinline__ void mma_new(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    mma_m16n8k16_bf16_new(d, a, b);
   }
   static __device__ __forceinline__ Pair low(Pair p) { return __low2bfloat162(p); }
   static __device__ __forceinline__ Pair high(Pair p) { return __high2bfloat162(p); }

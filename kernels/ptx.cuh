@@ -47,21 +47,54 @@ __device__ __forceinline__ void ldmatrix_x4(u32 (&d)[4], u32 shared) {
                : "memory");
 }
 
+// Two such matrices; lanes 0 to 15 give the addresses.
+__device__ __forceinline__ void ldmatrix_x2(u32 (&d)[2], u32 shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "r"(shared) : "memory");
+}
+
+#define MB_MMA(type) "mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+
 // d[16x8] += a[16x16] * b[16x8], FP16 in, FP32 out.
 __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
+  asm volatile(MB_MMA("f16") "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // d[16x8] += a[16x16] * b[16x8], BF16 in, FP32 out.
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
+  asm volatile(MB_MMA("bf16") "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+// The same where `live`, the same in all lanes, is not 0; else nothing.
+__device__ __forceinline__ void mma_m16n8k16_f16_if(u32 live, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %10, 0;\n@p " MB_MMA("f16") "{%0, %1, %2, %3};\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(live));
+}
+
+__device__ __forceinline__ void mma_m16n8k16_bf16_if(u32 live, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %10, 0;\n@p " MB_MMA("bf16") "{%0, %1, %2, %3};\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(live));
+}
+
+// d[16x8] = a[16x16] * b[16x8]: sums that begin need no registers set to nought.
+__device__ __forceinline__ void mma_m16n8k16_f16_new(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  asm volatile(MB_MMA("f16") "{%10, %10, %10, %10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.f));
+}
+
+__device__ __forceinline__ void mma_m16n8k16_bf16_new(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  asm volatile(MB_MMA("bf16") "{%10, %10, %10, %10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.f));
+}
+
+#undef MB_MMA
 
 // d[16x8] += a[16x32] * b[32x8], a 2:4-sparse and compressed to 16x16, FP16 in, FP32 out. Positions of the non-zeros: 4 bits for
 // each four of K, in two lanes of every quad: kSelector 0 takes lanes 0 and 1, 1 takes lanes 2 and 3. A lane's low half
@@ -147,6 +180,20 @@ __device__ __forceinline__ bool mbarrier_test_wait_parity(u32 barrier, u32 parit
 // Arrives at the barrier once this thread's cp.async so far are complete; counts as one of its expected arrivals.
 __device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(u32 barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// Words of a pipeline stage. Not marked as touching memory: the mbarrier wait before and the arrival after them are, and
+// volatile keeps their order to these.
+__device__ __forceinline__ void ld_shared_v4_u32(u32 (&words)[4], u32 shared) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared));
+}
+
+__device__ __forceinline__ u32 ld_shared_u32(u32 shared) {
+  u32 word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(shared));
+  return word;
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -273,20 +320,6 @@ __device__ __forceinline__ float4 ld_shared_v4_f32(u32 shared) {
                : "r"(shared)
                : "memory");
   return v;
-}
-
-// Words of a pipeline stage. Not marked as touching memory: the mbarrier wait before and the arrival after them are, and
-// volatile keeps their order to these.
-__device__ __forceinline__ void ld_shared_v4_u32(u32 (&words)[4], u32 shared) {
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(shared));
-}
-
-__device__ __forceinline__ u32 ld_shared_u32(u32 shared) {
-  u32 word;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(shared));
-  return word;
 }
 
 __device__ __forceinline__ u32 ld_shared_u16(u32 shared) {

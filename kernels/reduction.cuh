@@ -33,37 +33,42 @@ __device__ __forceinline__ void for_each_owned(const Sums& sums, const Position&
   }
 }
 
-// Step 1. Afterwards a warp's vectors with u % kWarpsK = warp_k are the CTA's sums. Uses the ring, which must be drained.
+// Step 1. Afterwards a warp's vectors with u % kWarpsK = warp_k are the CTA's sums. `shared` takes kAtATime vectors of each
+// thread that gives them away, 32 bytes each.
+template <int kAtATime = kVectors>
 __device__ __forceinline__ void reduce_over_warps(Sums& sums, const Position& at, float4* shared) {
   if (kWarpsK == 1) return;
   constexpr int kGivers = kWarpsK > 1 ? kWarpsK - 1 : 1;
   const auto place = [&](int u, int giver) {
     const int tile = at.warp_m * kWarpsN + at.warp_n;
-    return shared + ((tile * kVectors + u) * kGivers + giver) * 64 + at.lane;
+    return shared + ((tile * kAtATime + u % kAtATime) * kGivers + giver) * 64 + at.lane;
   };
 #pragma unroll
-  for (int u = 0; u < kVectors; ++u) {
-    const int owner = u % kWarpsK;
-    if (at.warp_k != owner) {
-      const OutputVector mine = vector_of(sums, u);
-      float4* to = place(u, (at.warp_k + kWarpsK - owner - 1) % kWarpsK);
-      to[0] = mine.low, to[32] = mine.high;
-    }
-  }
-  sync_computing();
+  for (int first = 0; first < kVectors; first += kAtATime) {
 #pragma unroll
-  for (int u = 0; u < kVectors; ++u) {
-    if (at.warp_k == u % kWarpsK) {
-      OutputVector sum = vector_of(sums, u);
-#pragma unroll
-      for (int giver = 0; giver < kGivers; ++giver) {
-        const float4* from = place(u, giver);
-        sum = sum + OutputVector{from[0], from[32]};
+    for (int u = first; u < first + kAtATime && u < kVectors; ++u) {
+      const int owner = u % kWarpsK;
+      if (at.warp_k != owner) {
+        const OutputVector mine = vector_of(sums, u);
+        float4* to = place(u, (at.warp_k + kWarpsK - owner - 1) % kWarpsK);
+        to[0] = mine.low, to[32] = mine.high;
       }
-      put_vector(sums, u, sum);
     }
+    sync_computing();
+#pragma unroll
+    for (int u = first; u < first + kAtATime && u < kVectors; ++u) {
+      if (at.warp_k == u % kWarpsK) {
+        OutputVector sum = vector_of(sums, u);
+#pragma unroll
+        for (int giver = 0; giver < kGivers; ++giver) {
+          const float4* from = place(u, giver);
+          sum = sum + OutputVector{from[0], from[32]};
+        }
+        put_vector(sums, u, sum);
+      }
+    }
+    sync_computing();
   }
-  sync_computing();
 }
 
 // Step 2's memory: places of kTileM x kTileN sums, each in the order of its writers' threads, and the counters.

@@ -14,7 +14,13 @@ from dataclasses import asdict, dataclass
 from marlin_bench import marlin_config, marlin_hopper_choice, marlin_sparse_config
 from marlin_bench.cuda_source import BuildError, compile_cubin, kernels_folder
 
-SHARED_BYTES_PER_BLOCK = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90a": 227 * 1024}
+SHARED_BYTES_PER_BLOCK = {
+    "sm_80": 163 * 1024,
+    "sm_86": 99 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_90a": 227 * 1024,
+}
 """Shared memory that a block may opt in to (CUDA programming guide, compute capabilities)."""
 
 Defines = Mapping[str, int | str]
@@ -51,16 +57,18 @@ def _marlin(arch: str) -> Iterator[KernelBuild]:
     zeros = marlin_config.Operands(group_size=32, zero_points=True)
     heavy = marlin_config.Operands(group_size=32, zero_points=True, bf16=True)
     for tile in marlin_config.TILES:
+        if (tile.ring and arch not in ("sm_90", "sm_90a")) or (tile.tall and arch != "sm_90a"):
+            continue
         for label, operands in (("fp16 g128", plain), ("fp16 g32 zp", zeros), ("bf16 g32 zp", heavy)):
-            if operands is not plain and arch in ("sm_86", "sm_89"):
-                continue  # the same registers as sm_80
-            if operands.zero_points and str(tile) in marlin_config.WITHOUT_ZERO_POINTS:
+            if operands is not plain and arch in ("sm_86", "sm_89", "sm_90"):
+                continue  # the same registers as sm_80 or sm_90a
+            if not marlin_config.suits(tile, operands):
                 continue
             try:
                 build = marlin_config.build_for(tile, operands, SHARED_BYTES_PER_BLOCK[arch])
             except marlin_config.ConfigError:
                 continue
-            yield KernelBuild("marlin", f"{tile} {label}", arch, build.defines, build.shared_bytes)
+            yield KernelBuild(build.source, f"{tile} {label}", arch, build.defines, build.shared_bytes)
 
 
 def _marlin_hopper(arch: str) -> Iterator[KernelBuild]:
@@ -99,7 +107,7 @@ def _single(source: str) -> Callable[[str], Iterator[KernelBuild]]:
 _ENTRIES: tuple[tuple[Callable[[str], Iterable[KernelBuild]], tuple[str, ...]], ...] = (
     # builds of a kernel on an architecture, and the architectures it is built for
     (_single("naive_w4a16"), ("sm_80", "sm_90a")),
-    (_marlin, ("sm_80", "sm_86", "sm_89", "sm_90a")),
+    (_marlin, ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a")),
     (_marlin_hopper, ("sm_90a",)),
     (_marlin_sparse, ("sm_80", "sm_86", "sm_89", "sm_90a")),
     (_single("sparse_ceiling"), ("sm_80", "sm_90a")),

@@ -1,4 +1,4 @@
-"""One build and one launch of kernels/marlin.cu: tile, stages, macros, shared memory, grid, workspace. No GPU needed.
+"""One build and one launch of kernels/marlin.cu or marlin_ring.cu, without a GPU: tile, macros, shared memory, grid.
 
 A build is a tile shape with what the operands are (dtype, groups, zero points) and as many pipeline stages as the
 device's shared memory holds; a launch adds the grid. Which tile and grid suit a problem is decided here too.
@@ -12,16 +12,18 @@ from typing import Protocol
 
 from marlin_bench.layouts.marlin import BLOCK
 
-THREADS = 256
 WARPS = 8
 GROUP_SIZES = (32, 64, 128, None)
 LARGEST_M = 65536
+_AMPERE, _HOPPER = (8, 0), (9, 0)
 _ONE_GROUP_SHIFT = 31  # shifts any k to group 0: one scale a column
-_STATIC_SHARED_BYTES = 64
+_STATIC_SHARED_BYTES = 512  # two barriers a stage and a flag
 _RESERVED_SHARED_BYTES = 1024  # CUDA's own share of an SM's shared memory for each resident CTA
 _FEWEST_STAGES = 3
-_MOST_STAGES = 4  # deeper was never faster on an H200 and costs small layers 10 % (filling takes longer) …
+_MOST_STAGES_OF_A_RING = 16
+_MOST_STAGES = 4  # without one; deeper was never faster on an H200 and costs small layers 10 % (filling takes longer) …
 _USEFUL_BYTES = 48 * 1024  # … but a narrow tile's stages are half as large: weights on their way a CTA
+_EXCHANGE_BYTES = 24 * 1024  # of shared memory, for warps that split K (kernels/tile.cuh)
 
 
 class ConfigError(ValueError):
@@ -30,26 +32,50 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What a CTA computes at a time: `rows` x `columns` of C, `depth` of K; `ctas_per_sm` are meant to share an SM."""
+    """What a CTA computes at a time: `rows` x `columns` of C, `depth` of K; `ctas_per_sm` are meant to share an SM.
+
+    `ring`: marlin_ring.cu, where warps that only fetch keep a ring of stages filled by bulk copies (sm_90 and later);
+    `tall`: they hand their registers on, which takes sm_90a. `scale_sums`: scales are applied to a group's sums instead of
+    weights.
+    """
 
     rows: int
     columns: int
     depth: int
     ctas_per_sm: int = 1
+    warps: int = WARPS
+    ring: bool = False
+    tall: bool = False
+    scale_sums: bool = False
 
     def __str__(self) -> str:
+        kind = "t" if self.tall else "r" if self.ring else ""
+        warps = "" if self.warps == WARPS else f"w{self.warps}"
         pair = "" if self.ctas_per_sm == 1 else f"x{self.ctas_per_sm}"
-        return f"{self.rows}x{self.columns}x{self.depth}{pair}"
+        return f"{self.rows}x{self.columns}x{self.depth}{kind}{'s' if self.scale_sums else ''}{warps}{pair}"
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Whether GPUs of this compute capability have the instructions that it takes."""
+        return capability == _HOPPER if self.tall else capability >= _HOPPER if self.ring else True
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA: those that compute, and four warps that fetch where it has a ring."""
+        return 32 * (self.warps + (4 if self.ring else 0))
 
     @property
     def warps_k(self) -> int:
         """Warps that split the depth (tile.cuh)."""
-        return WARPS // (self.columns // BLOCK * -(-self.rows // BLOCK))
+        return self.warps // (self.columns // BLOCK * -(-self.rows // BLOCK))
 
     @property
-    def reduction_bytes(self) -> int:
-        """Shared memory in which warps that split K exchange their sums; it reuses the pipeline's."""
-        return self.rows * self.columns * 4 * (self.warps_k - 1)
+    def exchange_bytes(self) -> int:
+        """Shared memory in which warps that split K exchange their sums: behind a ring, else the pipeline's."""
+        warps = self.warps // self.warps_k
+        a_vector = warps * (self.warps_k - 1) * 1024
+        vectors = self.rows // 4 // -(-self.rows // BLOCK)
+        at_a_time = vectors if not self.ring else max(1, min(vectors, _EXCHANGE_BYTES // max(1, a_vector)))
+        return a_vector * at_a_time
 
     @property
     def sum_bytes(self) -> int:
@@ -86,12 +112,18 @@ class Build:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a CTA."""
-        return max(self.stages * stage_bytes(self.tile, self.operands), self.tile.reduction_bytes)
+        ring, exchange = self.stages * stage_bytes(self.tile, self.operands), self.tile.exchange_bytes
+        return ring + exchange if self.tile.ring else max(ring, exchange)
+
+    @property
+    def source(self) -> str:
+        """The kernel's source in kernels/."""
+        return "marlin_ring" if self.tile.ring else "marlin"
 
     @property
     def defines(self) -> dict[str, int | str]:
-        """The macros of kernels/tile.cuh."""
-        return {
+        """The macros of kernels/tile.cuh or ring_tile.cuh."""
+        defines: dict[str, int | str] = {
             "TILE_M": self.tile.rows,
             "TILE_N": self.tile.columns,
             "TILE_K": self.tile.depth,
@@ -101,6 +133,10 @@ class Build:
             "ZEROS": int(self.operands.zero_points),
             "CTAS_PER_SM": self.tile.ctas_per_sm,
         }
+        if self.tile.ring:
+            scaling = {"SCALE_SUMS": int(self.tile.scale_sums)}
+            defines |= {"WARPS": self.tile.warps, "TALL": int(self.tile.tall)} | scaling
+        return defines
 
 
 def stage_bytes(tile: Tile, operands: Operands) -> int:
@@ -111,16 +147,19 @@ def stage_bytes(tile: Tile, operands: Operands) -> int:
 
 
 def build_for(tile: Tile, operands: Operands, shared_per_block: int) -> Build:
-    """The deepest useful pipeline whose CTAs share an SM as the tile wants.
+    """The deepest pipeline whose CTAs share an SM as the tile wants.
 
     `shared_per_block` is the most shared memory a block may opt in to: 99 KiB on sm_86 and sm_89, 163 on sm_80, 227 on
     sm_90. ConfigError when fewer than two stages fit.
     """
     share = (shared_per_block + _RESERVED_SHARED_BYTES) // tile.ctas_per_sm - _RESERVED_SHARED_BYTES
     room = share - _STATIC_SHARED_BYTES
-    useful = max(_MOST_STAGES, _USEFUL_BYTES // (tile.depth * tile.columns // 2))
-    stages = min(useful, room // stage_bytes(tile, operands))
-    if stages < 2 or tile.reduction_bytes > room:
+    ring = room - tile.exchange_bytes if tile.ring else room
+    useful = (
+        _MOST_STAGES_OF_A_RING if tile.ring else max(_MOST_STAGES, _USEFUL_BYTES // (tile.depth * tile.columns // 2))
+    )
+    stages = min(useful, ring // stage_bytes(tile, operands))
+    if stages < 2 or tile.exchange_bytes > room:
         raise ConfigError(f"tile {tile} needs more than the {shared_per_block} bytes of shared memory of a block here")
     return Build(tile, operands, stages)
 
@@ -190,17 +229,26 @@ def plan_for(build: Build, M: int, N: int, K: int, ctas: int) -> Plan:
 
 
 TILES = (
+    Tile(8, 512, 128, warps=16, ring=True),
+    Tile(8, 256, 128, ring=True, scale_sums=True),
+    Tile(8, 128, 256, ring=True),
+    Tile(16, 512, 128, warps=16, ring=True),
+    Tile(16, 256, 256, ring=True, scale_sums=True),
+    Tile(16, 128, 256, ring=True),
     Tile(16, 128, 128),
     Tile(16, 256, 64, ctas_per_sm=2),
     Tile(16, 256, 128),
     Tile(16, 256, 128, ctas_per_sm=2),
+    Tile(32, 512, 64, ring=True),
     Tile(32, 128, 128),
     Tile(32, 256, 64),
     Tile(48, 256, 64),
+    Tile(64, 512, 64, ring=True, tall=True),
     Tile(64, 128, 128),
     Tile(64, 256, 64),
     Tile(64, 256, 128),
     Tile(96, 256, 64),
+    Tile(128, 256, 64, ring=True, tall=True),
     Tile(128, 256, 64),
 )
 """Every tile that a launch may be given; `name` is as a record's choice has it, an `x2` at its end two CTAs an SM."""
@@ -220,6 +268,7 @@ class Machine:
 
     sm_count: int
     shared_per_block: int
+    capability: tuple[int, int] = _AMPERE
 
 
 class TileShape(Protocol):
@@ -253,9 +302,12 @@ def suitable_ctas(tile: TileShape, M: int, N: int, sm_count: int) -> int:
 _EVEN_SHARE = 0.9
 _SHORT_TILES: tuple[tuple[int, float, tuple[str, ...]], ...] = (
     # up to this M, from this many 16 KiB tiles of weights an SM on: the best first (measured on an H200)
+    (8, 40, ("8x512x128rw16", "16x256x128x2", "16x256x64x2")),
+    (8, 12, ("8x256x128rs", "16x256x128", "16x256x64x2")),
+    (8, 0, ("8x128x256r", "16x128x128", "16x256x64x2")),
     (16, 40, ("16x256x128x2", "16x256x64x2")),
-    (16, 12, ("16x256x128", "16x256x64x2")),
-    (16, 0, ("16x128x128", "16x256x64x2")),
+    (16, 12, ("16x256x256rs", "16x256x128", "16x256x64x2")),
+    (16, 0, ("16x128x256r", "16x128x128", "16x256x64x2")),
     (32, 12, ("32x256x64",)),
     (32, 0, ("32x128x128", "32x256x64")),
     (48, 0, ("48x256x64",)),
@@ -277,15 +329,28 @@ def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
     return (f"{tall}x256x64", "64x256x64")
 
 
-WITHOUT_ZERO_POINTS = ("64x256x128",)
-"""Tiles whose registers do not hold zero points too: FP16 builds of them would spill."""
+WITHOUT_ZERO_POINTS = ("64x256x128", "16x512x128rw16")
+"""Tiles whose registers do not hold zero points too: builds of them would spill."""
+
+
+def suits(tile: Tile, operands: Operands) -> bool:
+    """Whether a tile has builds for such operands.
+
+    Sums that are scaled stand for weights that are not rounded to 16 bits. In FP16 that is a difference of 1e-4, in BF16
+    ten times as much, and the reference is rounded.
+    """
+    if operands.zero_points and str(tile) in WITHOUT_ZERO_POINTS:
+        return False
+    return not (operands.bf16 and tile.scale_sums)
 
 
 def choose_build(operands: Operands, M: int, N: int, K: int, machine: Machine) -> Build:
     """The build for a problem: the preferred tile that divides K and has at least three stages on this machine."""
     for name in _preferred(M, N, K, machine.sm_count):
         tile = tile_named(name)
-        if K % tile.depth or (operands.zero_points and name in WITHOUT_ZERO_POINTS):
+        if K % tile.depth or not tile.runs_on(machine.capability):
+            continue
+        if not suits(tile, operands):
             continue
         try:
             build = build_for(tile, operands, machine.shared_per_block)

@@ -56,42 +56,53 @@ def test_every_lane_loads_the_weights_the_model_says():
         assert np.array_equal(got, expected[64 * block_k + 16 * strip + k, 64 * block_n + column])
 
 
-def tensor_core_product(A: np.ndarray, fragments: np.ndarray) -> np.ndarray:
-    """mma.m16n8k16 as the PTX manual defines it: fragments [32 lanes, b0/b1, low/high] → the product [16, 8]."""
-    B = np.empty((16, 8))
+def tensor_core_product(fragments: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """mma.m16n8k16 as the PTX manual defines it: fragments [32 lanes, a0 … a3, low/high], B [16, 8] → [16, 8]."""
+    A = np.empty((16, 16))
     for lane in range(32):
         g, t = divmod(lane, 4)
-        B[[2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9], g] = fragments[lane].ravel()
+        for register, e in np.ndindex(4, 2):
+            A[g + 8 * (register % 2), 2 * t + 8 * (register // 2) + e] = fragments[lane, register, e]
     return A @ B
 
 
+def settled(sums: np.ndarray) -> np.ndarray:
+    """The exchange of tile.cuh: [4 words, 16, 8] → for each lane [4 words, 2 halves, low/high], of one batch row."""
+    lanes = np.empty((32, 4, 2, 2))
+    for lane, j, h in np.ndindex(32, 4, 2):
+        g, t = divmod(lane, 4)
+        kept, given = (sums[j, of + 8 * h, 2 * t + g % 2] for of in (g, g ^ 1))
+        lanes[lane, j, h] = (given, kept) if g % 2 else (kept, given)
+    return lanes
+
+
 def test_the_kernels_steps_in_numpy_give_the_product():
-    """Load, mask as dequantise.cuh does, scale, multiply, store as marlin.cu does: C = A · W on one strip."""
+    """Load, mask as dequantise.cuh does, scale, multiply, exchange, store as marlin.cu does: C = A · W on one strip."""
     rng = np.random.default_rng(0)
     codes = random_codes(64, 64)
     zeros = random_codes(1, 64, 1)
     scales = torch.from_numpy(rng.uniform(0.5, 2, (1, 64))).half()
-    A = rng.standard_normal((16, 64))
+    A = rng.standard_normal((8, 64))
     words = layout.pack_codes(codes).numpy().view(np.uint32).reshape(4, 32, 4)
     lane_scales = layout.pack_scales(scales).numpy()[0, 0]
     lane_zeros = layout.pack_zeros(zeros).numpy().view(np.uint32)[0, 0]
-    sums = np.zeros((8, 16, 8))
-    for strip, j, h in np.ndindex(4, 4, 2):
-        fragments = np.empty((32, 2, 2))
-        for lane in range(32):
+    sums = np.zeros((4, 16, 8))
+    for strip, j in np.ndindex(4, 4):
+        fragments = np.empty((32, 4, 2))
+        for lane, h in np.ndindex(32, 2):
             g = lane // 4
             zero_pair = (lane_zeros[g] >> np.uint32(4 * j)) & 0x000F000F
             zero = zero_pair & 15 if h == 0 else zero_pair >> 16
             word = int(words[strip, lane, j]) >> (8 * h)
             low, high = word & 0x000F000F, word & 0x00F000F0
             pairs = [(low & 0xFFFF, low >> 16), ((high & 0xFFFF) / 16, (high >> 16) / 16)]
-            fragments[lane] = (np.array(pairs) - float(zero)) * float(lane_scales[g, 2 * j + h])
-        sums[2 * j + h] += tensor_core_product(A[:, 16 * strip : 16 * strip + 16], fragments)
-    C = np.empty((16, 64))
-    for lane, m, c in np.ndindex(32, 2, 2):
+            fragments[lane, [h, h + 2]] = (np.array(pairs) - float(zero)) * float(lane_scales[g, 2 * j + h])
+        sums[j] += tensor_core_product(fragments, A[:, 16 * strip : 16 * strip + 16].T)
+    lanes, C = settled(sums), np.full((8, 64), np.nan)
+    for lane, c in np.ndindex(32, 2):
         g, t = divmod(lane, 4)
-        for i, e in np.ndindex(4, 2):  # an output vector: eight consecutive columns
-            C[8 * m + g, 32 * c + 8 * t + 2 * i + e] = sums[4 * c + i, 8 * m + g, 2 * t + e]
+        column = 32 * c + 8 * (g // 2)  # an output vector: eight consecutive columns
+        C[2 * t + g % 2, column : column + 8] = lanes[lane, 2 * c : 2 * c + 2].ravel()
     weights = (codes.numpy().astype(float) - zeros.numpy()) * scales.numpy().astype(float)
     np.testing.assert_allclose(C, A @ weights, rtol=1e-10, atol=1e-10)
 

@@ -21,7 +21,7 @@ from marlin_bench.marlin_config import (
 from marlin_bench.problem import Problem
 
 AMPERE = Machine(84, 99 * 1024)
-HOPPER = Machine(132, 227 * 1024)
+HOPPER = Machine(132, 227 * 1024, (9, 0))
 GPU = DeviceTraits("cuda", "a GPU", capability=(8, 0))
 
 
@@ -86,7 +86,7 @@ def test_every_supported_problem_has_a_build(machine, group_size, M, N, K):
 
 
 @pytest.mark.parametrize(
-    ("M", "rows"), [(1, 16), (16, 16), (17, 32), (33, 48), (49, 64), (65, 96), (97, 128), (128, 128)]
+    ("M", "rows"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (33, 48), (49, 64), (65, 96), (97, 128), (128, 128)]
 )
 def test_ragged_rows_cost_at_most_their_padding(M, rows):
     assert choose_build(Operands(), M, 18432, 73728, HOPPER).tile.rows == rows
@@ -119,6 +119,22 @@ def test_a_tile_that_does_not_fit_says_so():
 )
 def test_what_is_not_supported_is_said_in_one_sentence(problem, reason):
     assert Marlin().unsupported(problem, GPU) == reason
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (12, 0)])
+@pytest.mark.parametrize("M", [1, 16, 64, 300])
+def test_a_tile_is_chosen_that_the_gpu_has_instructions_for(capability, M):
+    machine = Machine(132, 99 * 1024, capability)
+    for N, K in ((4096, 4096), (8192, 8192), (18432, 73728)):
+        assert choose_build(Operands(), M, N, K, machine).tile.runs_on(capability)
+    assert not tile_named("8x128x256r").runs_on((8, 9))
+    assert not tile_named("64x512x64t").runs_on((10, 0))
+
+
+def test_bf16_weights_are_rounded_as_the_reference_is():
+    for M in (1, 16):
+        for N, K in ((4096, 4096), (8192, 8192), (18432, 73728)):
+            assert not choose_build(Operands(bf16=True), M, N, K, HOPPER).tile.scale_sums
 
 
 def test_gpus_before_ampere_are_refused():

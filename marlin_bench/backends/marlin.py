@@ -1,4 +1,4 @@
-"""MARLIN (kernels/marlin.cu): the project's dense W4A16 kernel for every GPU from Ampere on."""
+"""MARLIN (kernels/marlin.cu, marlin_ring.cu): the project's dense W4A16 kernel for every GPU from Ampere on."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from marlin_bench.cuda_driver import Geometry, PreparedLaunch
 from marlin_bench.cuda_source import load_module, source_digest
 from marlin_bench.layouts import marlin as layout
 from marlin_bench.marlin_config import (
-    THREADS,
+    TILES,
     Build,
+    ConfigError,
     Machine,
     Operands,
     Plan,
+    Tile,
     build_for,
     choose_build,
     plan_for,
@@ -32,6 +34,7 @@ from marlin_bench.problem import Format, Problem, int4
 from marlin_bench.quantize import QuantizedWeights
 
 SMALLEST_CAPABILITY = (8, 0)
+SOURCES = ("marlin", "marlin_ring")
 _ALIGNMENT = 16  # bytes a cp.async copies
 
 
@@ -50,7 +53,7 @@ class Workspace:
 def _function(build: Build, device_index: int) -> int:
     """The kernel's CUfunction on a device, allowed the shared memory it needs."""
     with torch.cuda.device(device_index):
-        kernel = load_module("marlin", build.defines).get_function("marlin")
+        kernel = load_module(build.source, build.defines).get_function(build.source)
         kernel.max_dynamic_shared_size_bytes = build.shared_bytes
         pointer: int = kernel.kernel.ptr
         return pointer
@@ -60,7 +63,13 @@ def _function(build: Build, device_index: int) -> int:
 def _machine(device_index: int) -> Machine:
     properties = torch.cuda.get_device_properties(device_index)
     shared: int = getattr(properties, "shared_memory_per_block_optin")  # noqa: B009  # torch's stub lacks it
-    return Machine(properties.multi_processor_count, shared)
+    return Machine(properties.multi_processor_count, shared, torch.cuda.get_device_capability(device_index))
+
+
+def tiles_of(device: torch.device) -> tuple[Tile, ...]:
+    """The tiles that `device` has the instructions for."""
+    capability = _machine(torch.cuda.current_device() if device.index is None else device.index).capability
+    return tuple(tile for tile in TILES if tile.runs_on(capability))
 
 
 def make_plan(operands: Operands, M: int, N: int, K: int, device: torch.device, choice: Choice | None = None) -> Plan:
@@ -68,7 +77,10 @@ def make_plan(operands: Operands, M: int, N: int, K: int, device: torch.device, 
     choice = choice or {}
     machine = _machine(torch.cuda.current_device() if device.index is None else device.index)
     if "tile" in choice:
-        build = build_for(tile_named(choice["tile"]), operands, machine.shared_per_block)
+        tile = tile_named(choice["tile"])
+        if not tile.runs_on(machine.capability):
+            raise ConfigError(f"tile {tile} takes instructions that this GPU does not have")
+        build = build_for(tile, operands, machine.shared_per_block)
     else:
         build = choose_build(operands, M, N, K, machine)
     if "stages" in choice:
@@ -117,7 +129,7 @@ class Product:
         sizes = struct.pack("i", M), struct.pack("i", N), struct.pack("i", K)
         shift = struct.pack("i", plan.build.operands.group_shift)
         index = activations.device.index
-        geometry = Geometry(plan.ctas, THREADS, plan.build.shared_bytes, dependent=_starts_early(index))
+        geometry = Geometry(plan.ctas, plan.build.tile.threads, plan.build.shared_bytes, dependent=_starts_early(index))
         self._launch = PreparedLaunch(
             _function(plan.build, index), geometry, (*map(_address, self._operands), *sizes, shift)
         )
@@ -173,11 +185,11 @@ class Marlin(Backend):
 
     def version(self) -> str:
         """The digest of the kernel's sources."""
-        return f"marlin {source_digest('marlin')}"
+        return f"marlin {self.kernel_digest()}"
 
     def kernel_digest(self) -> str:
-        """Digest of kernels/marlin.cu and its headers."""
-        return source_digest("marlin")
+        """Digest of kernels/marlin.cu, marlin_ring.cu and their headers."""
+        return "-".join(source_digest(source) for source in SOURCES)
 
     def unsupported(self, problem: Problem, device: DeviceTraits) -> str | None:
         """Shapes without an instance, and GPUs before Ampere."""

@@ -12,9 +12,9 @@ Codes [K, N] become gapless 64×64 blocks of 2 KiB, int32 [K/64, N/64, 512]: fou
       +------------+                 +----------------+
 
 So one 128-bit load gives a lane the tensor-core operands of its 16×64 strip, in the nibble order that makes two codes
-a masked word (paper section 3.4, "Dequantization and Tensor Cores"), and the columns are dealt so that a lane's sums
-are eight neighbours of a row of C (kernels/fragments.cuh). Scales and zero points follow the same deal: lane group g
-of strip n reads the eight of its products b = 2j + h in one load.
+a masked word (paper section 3.4, "Dequantization and Tensor Cores"), and the columns are dealt so that two lanes have
+the even and the odd ones of eight neighbours of a row of C (kernels/fragments.cuh). Scales and zero points follow the
+same deal: lane group g of strip n reads the eight of b = 2j + h in one load.
 """
 
 from __future__ import annotations

@@ -1,0 +1,59 @@
+// A ring of stages in shared memory between a warp that fills them and warps that read them.
+//
+//      fills       wait empty[s]   fetch -> stage s     each completion arrives at full[s]      (kStages ahead at most)
+//      reads       wait full[s]    read …               arrive at empty[s], one arrival a warp
+//
+// No warp ever waits for another one that computes: a CTA-wide barrier a tile costs an H200 a tenth of its bandwidth.
+// The header of the tile says kStages, kStageVectors and kWarps, the warps that read.
+#pragma once
+#include "ptx.cuh"
+
+// Position in the ring; `phase` is the parity of the round.
+struct Cursor {
+  int stage = 0;
+  u32 phase = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+class Ring {
+ public:
+  // `memory`: kStages stages; `barriers`: 2 · kStages of 8 bytes.
+  __device__ Ring(const uint4* memory, const u64* barriers)
+      : memory_(shared_address(memory)), full_(shared_address(barriers)), empty_(full_ + 8 * kStages) {}
+
+  // By one thread, before any other uses the ring; a stage is full after `arrivals`.
+  __device__ void initialize(int arrivals) const {
+    for (int stage = 0; stage < kStages; ++stage) {
+      mbarrier_init(full_ + 8 * stage, arrivals);
+      mbarrier_init(empty_ + 8 * stage, kWarps);
+    }
+    fence_mbarrier_init();
+    fence_proxy_async_shared();
+  }
+
+  // Its shared-memory address.
+  __device__ __forceinline__ u32 stage(Cursor cursor) const { return memory_ + cursor.stage * (kStageVectors * 16); }
+  __device__ __forceinline__ u32 full(Cursor cursor) const { return full_ + 8 * cursor.stage; }
+  __device__ __forceinline__ void wait_full(Cursor cursor) const { wait(full(cursor), cursor.phase); }
+  // The first round finds every stage empty: a wait for the phase before the first one returns at once.
+  __device__ __forceinline__ void wait_empty(Cursor cursor) const { wait(empty_ + 8 * cursor.stage, cursor.phase ^ 1); }
+  // By a whole warp, once it has read the stage.
+  __device__ __forceinline__ void release(Cursor cursor, int lane) const {
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(empty_ + 8 * cursor.stage);
+  }
+
+ private:
+  __device__ __forceinline__ static void wait(u32 barrier, u32 phase) {
+    while (!mbarrier_try_wait_parity(barrier, phase)) {
+    }
+  }
+
+  u32 memory_, full_, empty_;
+};

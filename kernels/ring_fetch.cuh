@@ -1,0 +1,154 @@
+// Global memory -> ring of stages in shared memory, by warps that do nothing else (paper 3.4 "Memory Load Pipelining").
+//
+// One warp asks for weights, two for activations; each runs ahead of the warps that compute as far as the ring is deep, also
+// into the next output tile. Weights are stored as gapless 64x64 blocks [K / 64][N / 64][2 KiB], so a tile reads runs of 4 to
+// 16 KiB, and each run is one bulk copy (sm_90 and later). Rows of activations are swizzled, so copies are 16 bytes a lane.
+// Rows of A beyond M and strips of W beyond N are not fetched: what stands in their place only meets outputs
+// that are never stored.
+#pragma once
+#include "ptx.cuh"
+#include "ring_tile.cuh"
+// The ring works on what the tile is.
+#include "ring.cuh"
+#include "stripes.cuh"
+#include "swizzle.cuh"
+
+struct Operands {
+  const Scalar* activations;  // [M, K] row major
+  const uint4* weights;       // [K / 64, N / 64, 4, 32] vectors of 32 codes
+  const uint4* scales;        // [groups, N / 8] vectors of 8 scales of one strip and one lane group
+  const uint4* zeros;         // [groups, N / 32] vectors of 32 zero points; null without
+  int M, N, K;
+  int group_shift;            // log2 of the group size, 31 for one scale a column
+};
+
+// A dependent launch starts while its predecessor still runs; from here on the predecessor's results are in memory.
+__device__ __forceinline__ void wait_for_predecessor() {
+  griddepcontrol_wait();
+}
+
+// From here on a dependent launch may take SMs that this one has left.
+__device__ __forceinline__ void launch_dependents() {
+  griddepcontrol_launch_dependents();
+}
+
+// Weights, scales and zero points of one k tile after the other, asked for by a warp.
+class WeightFetcher {
+ public:
+  __device__ WeightFetcher(const Operands& operands) : op_(operands), lane_(threadIdx.x % 32), strips_(operands.N / 64) {}
+
+  // Points at k tile `k_tile` of the output tile whose first column is given.
+  __device__ __forceinline__ void aim(int column, int k_tile) {
+    strip_ = column / kStripColumns;
+    across_ = min(kWarpsN, strips_ - strip_);
+    k_ = k_tile * kTileK;
+    weights_ = op_.weights + (static_cast<size_t>(k_tile) * (kTileK / 64) * strips_ + strip_) * kBlockVectors;
+  }
+
+  // Asks for the next tile; `barrier` hears of it.
+  __device__ __forceinline__ void fetch(u32 stage, u32 barrier) {
+    const size_t scale = static_cast<size_t>(k_ >> op_.group_shift) * strips_ + strip_;
+    constexpr int kAStrip = kTileK / 64 * kBlockVectors + kScaleRows * (kZeros ? 10 : 8);
+    if (lane_ == 0) mbarrier_arrive_expect_tx(barrier, kAStrip * 16 * across_);
+    fetch_runs<kTileK / 64, kBlockVectors>(stage + kAVectors * 16, weights_, barrier);
+    fetch_runs<kScaleRows, 8>(stage + (kAVectors + kBVectors) * 16, op_.scales + scale * 8, barrier);
+    if (kZeros) {
+      fetch_runs<kScaleRows, 2>(stage + (kAVectors + kBVectors + kScaleVectors) * 16, op_.zeros + scale * 2, barrier);
+    }
+    weights_ += static_cast<size_t>(kTileK / 64) * strips_ * kBlockVectors;
+    k_ += kTileK;
+  }
+
+ private:
+  // kRows times the tile's strips of kRun vectors.
+  template <int kRows, int kRun>
+  __device__ __forceinline__ void fetch_runs(u32 to, const uint4* from, u32 barrier) const {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (lane_ == 0) cp_async_bulk(to + i * kWarpsN * kRun * 16, from, across_ * kRun * 16, barrier);
+      from += static_cast<size_t>(strips_) * kRun;
+    }
+  }
+
+  const Operands& op_;
+  const int lane_, strips_;
+  int strip_, across_, k_;
+  const uint4* weights_;
+};
+
+// Rows of activations of one k tile after the other.
+class ActivationFetcher {
+ public:
+  static constexpr int kLanes = 64;
+
+  __device__ ActivationFetcher(const Operands& operands)
+      : op_(operands), row_(threadIdx.x % kLanes / kARowVectors), vector_(threadIdx.x % kLanes % kARowVectors) {}
+
+  // Points at k tile `k_tile` of the output tile whose first row is given.
+  __device__ __forceinline__ void aim(int row, int k_tile) {
+    rows_ = op_.M - row - row_;
+    from_ = op_.activations + static_cast<size_t>(row + row_) * op_.K + k_tile * kTileK + vector_ * 8;
+  }
+
+  // Asks for the next tile; `barrier` hears of it from each lane.
+  __device__ __forceinline__ void fetch(u32 stage, u32 barrier) {
+    constexpr int kRowsAPass = kLanes / kARowVectors, kPasses = (kTileM + kRowsAPass - 1) / kRowsAPass;
+    static_assert(kRowsAPass * kARowVectors == kLanes, "a pass is whole rows");
+    const Scalar* from = from_;
+    const size_t down = static_cast<size_t>(kRowsAPass) * op_.K;
+#pragma unroll 4
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = pass * kRowsAPass;
+      if (row < rows_ && (kTileM % kRowsAPass == 0 || row + row_ < kTileM)) {
+        cp_async_cg(stage + swizzle<kARowVectors>(row_ + row, vector_) * 16, from);
+      }
+      from += down;
+    }
+    cp_async_mbarrier_arrive_noinc(barrier);
+    from_ += kTileK;
+  }
+
+ private:
+  const Operands& op_;
+  const int row_, vector_;
+  int rows_;
+  const Scalar* from_;
+};
+
+// Asks `fetcher` for the tiles of a segment, each once its stage is empty.
+template <typename Fetcher>
+__device__ __forceinline__ void fill(const Ring& ring, Cursor& cursor, Fetcher& fetcher, const Segment& segment) {
+#pragma unroll 1
+  for (int k_tile = segment.k_begin; k_tile < segment.k_end; ++k_tile) {
+    ring.wait_empty(cursor);
+    fetcher.fetch(ring.stage(cursor), ring.full(cursor));
+    cursor.advance();
+  }
+}
+
+constexpr int kFullArrivals = ActivationFetcher::kLanes + 1;  // of a stage: weights announce their bytes once
+
+// The computing warps' side of the ring, as accumulate() uses it.
+class RingReader {
+ public:
+  __device__ RingReader(const Ring& ring, int lane) : ring_(ring), lane_(lane) {}
+
+  // Turns to the first stage of a segment; gives its address.
+  __device__ __forceinline__ u32 begin() const {
+    ring_.wait_full(cursor_);
+    return ring_.stage(cursor_);
+  }
+
+  // This stage is read; turns to the next one, if there are `more` in this segment.
+  __device__ __forceinline__ u32 turn(bool more) {
+    ring_.release(cursor_, lane_);
+    cursor_.advance();
+    if (more) ring_.wait_full(cursor_);
+    return ring_.stage(cursor_);
+  }
+
+ private:
+  const Ring& ring_;
+  const int lane_;
+  Cursor cursor_;
+};

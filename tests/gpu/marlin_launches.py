@@ -1,0 +1,44 @@
+"""Small launches of marlin, for compute-sanitizer:
+
+compute-sanitizer --tool memcheck python tests/gpu/marlin_launches.py
+
+All tiles that this GPU has a build for: warps that split K, slices of several CTAs, whole tiles, ragged rows and columns,
+and more k tiles than stages.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from marlin_bench.backends.marlin import Marlin, MarlinBf16, Product, make_plan, packed_operands, tiles_of
+from marlin_bench.check import check_output, fault, poison
+from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
+
+
+def launch(M, N, K, group_size, tile, ctas, backend):
+    weights = make_weights(LayerKey(K, N, group_size, 0), 0, "cuda")
+    packed = backend.pack(weights)
+    activations = make_activations(0, M, K, 0, backend.dtype, "cuda")
+    output = torch.empty(M, N, dtype=backend.dtype, device="cuda")
+    plan = make_plan(
+        packed_operands(packed), M, N, K, activations.device, {"tile": tile, "stages": "3", "ctas": str(ctas)}
+    )
+    product = Product(plan, packed, activations, output)
+    expected = expected_product(activations, WeightSource(weights, packed.reference))
+    for _ in range(2):
+        poison(output)
+        product()
+        assert fault(check_output(output, expected, backend.tolerance, "before")) is None
+
+
+if __name__ == "__main__":
+    tiles = tiles_of(torch.device("cuda", 0))
+    for number, tile in enumerate(tiles):
+        bf16 = number % 2 and not tile.scale_sums
+        backend, group_size = (MarlinBf16(), 64) if bf16 else (Marlin(), (None, 128)[number // 2 % 2])
+        launch(tile.rows - 3, tile.columns + 64, 8 * tile.depth, group_size, str(tile), 3, backend)
+    launch(150, 320, 512, 128, str(tiles[-1]), 1, Marlin())
+    print(f"launched marlin {2 * len(tiles) + 2} times")
