@@ -7,16 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from marlin_bench.bootstrap import Doubt, Floats, Level
 from marlin_bench.gate_rules import RelativeRule
 from marlin_bench.judgement import Change, Evidence, Judgement, change, holm, judge
-from marlin_bench.noise import NoiseMap
-from marlin_bench.one_clock import Blocks, at_one_clock
+from marlin_bench.noise import NoiseMap, process_noise
+from marlin_bench.one_clock import Blocks, OneClock, at_one_clock, blocks_of
 from marlin_bench.record import Origin, Record, RunMeta, Status
 from marlin_bench.speedup import HEADLINE_BASELINE
-from marlin_bench.statistics import block_medians
 
 _OLD, _NEW = 1, 2  # bootstrap streams: the two runs are independent
 _LEAST_BLOCKS = 6
@@ -65,13 +62,7 @@ class _Sampled:
     @cached_property
     def blocks(self) -> Blocks:
         """Logarithms of seconds a launch and of hertz."""
-        clocks = [block.sm_clock_hz for block in self.record.blocks]
-        known = [clock for clock in clocks if clock]
-        return Blocks(
-            np.log(block_medians([block.times for block in self.record.blocks])),
-            np.log(known) if len(known) == len(clocks) else None,
-            self.stream,
-        )
+        return blocks_of(self.record, self.stream)
 
     @cached_property
     def time(self) -> Level:
@@ -123,18 +114,20 @@ class _Pair:
         return self.old.record.clocks_locked and self.new.record.clocks_locked
 
     @cached_property
-    def is_steady(self) -> bool:
-        """Whether the sides stand at one clock."""
-        return not self.are_locked and self.old.blocks.clocks is not None and self.new.blocks.clocks is not None
+    def one_clock(self) -> OneClock | None:
+        """Both at one clock; None where clocks were locked or are not known."""
+        return None if self.are_locked else at_one_clock(self.old.blocks, self.new.blocks)
 
     @cached_property
     def sides(self) -> tuple[_Side, _Side]:
         """Both records, at one clock where the clocks were free and are known."""
-        moved = at_one_clock(self.old.blocks, self.new.blocks) if self.is_steady else None
-        if moved is None:
+        found = self.one_clock
+        if found is None:
             return _Side(self.old, self.old.blocks.times), _Side(self.new, self.new.blocks.times)
-        (was, doubt_of_was), (now, doubt_of_now) = moved
-        return _Side(self.old, was, (doubt_of_was,)), _Side(self.new, now, (doubt_of_now,))
+        return (
+            _Side(self.old, found.old.times, (found.old.doubt,)),
+            _Side(self.new, found.new.times, (found.new.doubt,)),
+        )
 
     @cached_property
     def own(self) -> Change:
@@ -159,11 +152,13 @@ def _evidence(pair: _Pair, baseline: _Pair | None, policy: RelativeRule, noise: 
     floor = max(level.noise for level in noisy)
     if noise is not None:
         floor = max(floor, noise.floor(new.record))
+    elif pair.one_clock is not None:
+        floor = max(floor, process_noise(pair.one_clock.elasticity))
     typical = math.exp(old.time.median)
     return Evidence(
         time=change(old.time, new.time),
         cycles=cycles,
-        steady=pair.own if pair.is_steady else None,
+        steady=None if pair.one_clock is None else pair.own,
         paired=paired,
         baseline=None if baseline is None else baseline.new.record.backend,
         baseline_part=None if baseline is None else baseline.own,
@@ -290,6 +285,10 @@ def unlike(old: RunMeta, new: RunMeta) -> list[str]:
 def moved_packages(old: RunMeta, new: RunMeta) -> list[str]:
     """What else differs and may explain a change: driver, CUDA, packages; a sentence part each."""
     was, now = old.environment, new.environment
+    cards = {was.device_uuid_hash, now.device_uuid_hash}
+    other_card = ["the card is another one of the same model"] if len(cards) == 2 and None not in cards else []
     pairs = [("driver", was.driver, now.driver), ("CUDA", was.cuda, now.cuda)]
     pairs += [(name, was.packages.get(name), now.packages.get(name)) for name in sorted({*was.packages, *now.packages})]
-    return [f"{what} {before or 'none'} → {after or 'none'}" for what, before, after in pairs if before != after]
+    return other_card + [
+        f"{what} {before or 'none'} → {after or 'none'}" for what, before, after in pairs if before != after
+    ]

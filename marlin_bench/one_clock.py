@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from marlin_bench.bootstrap import RESAMPLES, Doubt, Floats, drawn_blocks
+from marlin_bench.record import Record
+from marlin_bench.statistics import block_medians
 
 _STILL = 1e-6  # a clock that spreads by less than this (relative) did not move
 
@@ -29,6 +31,14 @@ class Blocks:
     times: Floats
     clocks: Floats | None
     stream: int
+
+
+def blocks_of(record: Record, stream: int) -> Blocks:
+    """The series of a record with samples."""
+    clocks = [block.sm_clock_hz for block in record.blocks]
+    known = [clock for clock in clocks if clock]
+    times = np.log(block_medians([block.times for block in record.blocks]))
+    return Blocks(times, np.log(known) if len(known) == len(clocks) else None, stream)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +68,32 @@ def elasticity(runs: Sequence[tuple[Floats, Floats, int]]) -> Elasticity:
     return Elasticity(min(1.0, max(0.0, -products / squares)), np.clip(draws, 0.0, 1.0))
 
 
-def at_one_clock(old: Blocks, new: Blocks) -> tuple[tuple[Floats, Doubt], tuple[Floats, Doubt]] | None:
-    """Both records' log times at one clock, each with its doubt about e; None where a block does not know its clock."""
+@dataclass(frozen=True, eq=False)
+class Shifted:
+    """Log times of a run at the common clock, with what is not known of the shift."""
+
+    times: Floats
+    doubt: Doubt
+
+
+@dataclass(frozen=True, eq=False)
+class OneClock:
+    """Both runs at the clock half-way between them."""
+
+    old: Shifted
+    new: Shifted
+    elasticity: float
+
+
+def at_one_clock(old: Blocks, new: Blocks) -> OneClock | None:
+    """Both records at one clock; None where a block does not know its own."""
     if old.clocks is None or new.clocks is None:
         return None
     found = elasticity([(old.times, old.clocks, old.stream), (new.times, new.clocks, new.stream)])
     middle = float(np.median(old.clocks) + np.median(new.clocks)) / 2
     spread = found.draws - found.value
-    moved = []
-    for blocks, clocks in ((old, old.clocks), (new, new.clocks)):
-        away = clocks - middle
-        moved.append((blocks.times + found.value * away, Doubt(spread, away)))
-    return moved[0], moved[1]
+    was, now = (
+        Shifted(blocks.times + found.value * (clocks - middle), Doubt(spread, clocks - middle))
+        for blocks, clocks in ((old, old.clocks), (new, new.clocks))
+    )
+    return OneClock(was, now, found.value)

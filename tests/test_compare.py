@@ -320,6 +320,9 @@ def test_machines_policies_and_clocks_that_differ_are_named(tmp_path):
     assert unlike(here, locked) == ["clock policy was observe and is lock"]
     newer = here.model_copy(update={"environment": environment(driver="580", packages={"torch": "2.11"})})
     assert moved_packages(here, newer) == ["driver none → 580", "torch none → 2.11"]
+    cards = [here.model_copy(update={"environment": environment(device_uuid_hash=card)}) for card in ("a", "b")]
+    assert moved_packages(*cards) == ["the card is another one of the same model"]
+    assert unlike(*cards) == []
 
 
 def test_the_noise_map_is_the_spread_of_runs_and_widens_the_tolerance(tmp_path):

@@ -23,9 +23,8 @@ def blocks(rng, e, clock, n=60, wander=0.04, slower=0.0, noise=0.002, stream=1):
 
 
 def change_at_one_clock(old, new):
-    levels = [Level(times, side.stream, (doubt,)) for side, (times, doubt) in
-              zip((old, new), at_one_clock(old, new), strict=True)]  # fmt: skip
-    return change(*levels)
+    found = at_one_clock(old, new)
+    return change(*(Level(side.times, stream, (side.doubt,)) for side, stream in ((found.old, 1), (found.new, 2))))
 
 
 @pytest.mark.parametrize("e", [0.0, 0.4, 1.0])
