@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from torch import Tensor
 
@@ -55,6 +57,11 @@ class TritonW4A16(Backend):
         from importlib.metadata import version
 
         return f"triton {version('triton')}" if find_spec("triton") is not None else "missing"
+
+    def kernel_digest(self) -> str:
+        """Digest of triton_kernels.py."""
+        source = Path(__file__).with_name("triton_kernels.py").read_bytes()
+        return hashlib.sha256(source).hexdigest()[:12]
 
     def unsupported(self, problem: Problem, device: DeviceTraits) -> str | None:
         """GPUs before sm_80, and groups that no step fits."""

@@ -23,6 +23,9 @@ def report(
     readme: Annotated[
         Path | None, typer.Option("--readme", metavar="FILE", help="Put the results table between the file's markers.")
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="With --md or --readme: who is best where, ours and peers, instead.")
+    ] = False,
     only: options.Only = None,
     layer: options.Layers = None,
     backend: options.Backends = None,
@@ -51,14 +54,18 @@ def report(
     rows = found.rows_with_baselines
     kept = {id(row.record) for row in rows}
     shown = replace(found.run, records=[record for record in found.run.records if id(record) in kept])
+    if best and not markdown and readme is None:
+        raise options.OptionError("--best is a table of Markdown: add --md, or --readme FILE")
     if readme is not None:
-        md.put_between_markers(readme, md.readme_block(shown, rows))
+        block, markers = (md.best_block, md.BEST) if best else (md.readme_block, md.RESULTS)
+        md.put_between_markers(readme, block(shown, rows), markers)
         typer.echo(readme)
         return
+    as_markdown = md.best_block if best else md.render
     if markdown and output is None:
-        sys.stdout.write(md.render(shown, rows))
+        sys.stdout.write(as_markdown(shown, rows))
         return
-    text = md.render(shown, rows) if markdown else page.render(shown, found.roofs, rows)
+    text = as_markdown(shown, rows) if markdown else page.render(shown, found.roofs, rows)
     path = output if output is not None else _place(found.run.folder) / "report.html"
     try:
         path.write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 from marlin_bench.ceiling_table import format_ceiling
 from marlin_bench.grade import Grade, validities
 from marlin_bench.record import Origin, Status
+from marlin_bench.report.best import Winner, share, standings, tally
 from marlin_bench.report.contents import ModelHeadline, model_headlines
 from marlin_bench.speedup import Curve, Row, curves, without_companions
 from marlin_bench.store import Run
@@ -16,6 +17,9 @@ from marlin_bench.units import NOTHING, format_clock, format_percent, format_rat
 
 BEGIN = "<!-- marlin-bench results: begin -->"
 END = "<!-- marlin-bench results: end -->"
+RESULTS = (BEGIN, END)
+BEST = ("<!-- marlin-bench best: begin -->", "<!-- marlin-bench best: end -->")
+OTHER_DTYPE = "†"
 
 
 class MarkerError(ValueError):
@@ -51,6 +55,43 @@ def speedup_table(rows: Sequence[Row]) -> str:
     batches = sorted({row.record.M for curve in found for row in curve.points})
     lines = [[_escaped(curve.layer), _escaped(_name(curve)), *_cells(curve, batches)] for curve in found]
     return _table(["layer (K x N)", "backend", *(f"M={M}" for M in batches)], lines)
+
+
+def best_table(rows: Sequence[Row]) -> str:
+    """A line a layer and kind of kernel, a column an M: the fastest, its speed-up and share of the ideal, and ours."""
+    found = standings(rows)
+    batches = sorted({M for one in found for M in one.winners})
+    lines = []
+    for one in found:
+        layer = one.layer if one.group_size in {128, None} else f"{one.layer} g={one.group_size}"
+        cells = [_winner_cell(one.winners[M]) if M in one.winners else NOTHING for M in batches]
+        lines.append([_escaped(layer), one.contest.value, *cells])
+    return _table(["layer (K x N)", "with", *(f"M={M}" for M in batches)], lines)
+
+
+def _winner_cell(winner: Winner) -> str:
+    best = _contestant(winner.best)
+    part = share(winner.best)
+    text = f"{best} ({format_percent(part)})" if part is not None else best
+    if winner.own is None:
+        return text
+    if winner.is_own:
+        return f"**{text}**"
+    return f"{text} {'≈' if winner.is_level else '>'} {_contestant(winner.own)}"
+
+
+def _contestant(row: Row) -> str:
+    mark = OTHER_DTYPE if row.headline is not None and row.headline.dtypes is not None else ""
+    return f"{_escaped(row.record.backend)}{mark} {format_ratio(None if row.speedup is None else row.speedup.value)}"
+
+
+def best_block(run: Run, rows: Sequence[Row]) -> str:
+    """What stands between the second pair of markers of a README: who is best where."""
+    marks = (
+        f"Bold: ours is the fastest; `>`: a peer is, ours after it; `≈`: the intervals overlap; {OTHER_DTYPE}: its"
+        " activations are not those of the FP16 baseline.\n"
+    )
+    return f"{_where(run)}{tally(standings(rows))} {marks}\n{best_table(rows)}"
 
 
 def _name(curve: Curve) -> str:
@@ -117,15 +158,16 @@ def render(run: Run, rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def put_between_markers(path: Path, block: str) -> bool:
+def put_between_markers(path: Path, block: str, markers: tuple[str, str] = RESULTS) -> bool:
     """Replace what stands between the markers of a file; whether that changed it. MarkerError without markers."""
+    first, last = markers
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise MarkerError(f"{path} cannot be read ({error.strerror})") from error
-    begin, end = text.find(BEGIN), text.find(END)
+    begin, end = text.find(first), text.find(last)
     if begin < 0 or end < begin:
-        raise MarkerError(f"{path} has no lines '{BEGIN}' and '{END}': put them where the results belong")
-    changed = f"{text[: begin + len(BEGIN)]}\n{block}{text[end:]}"
+        raise MarkerError(f"{path} has no lines '{first}' and '{last}': put them where the results belong")
+    changed = f"{text[: begin + len(first)]}\n{block}{text[end:]}"
     path.write_text(changed, encoding="utf-8")
     return changed != text
