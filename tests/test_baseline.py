@@ -92,6 +92,31 @@ def test_the_same_run_replaces_itself_whatever_cannot_be_compared(tmp_path):
         set_baseline(broken, tmp_path, POLICY)
 
 
+def test_several_runs_of_one_code_are_one_baseline_and_show_how_processes_differ(tmp_path):
+    runs = [run(tmp_path, name, slower=shift, blocks=30) for name, shift in (("a", 0.0), ("b", 0.04), ("c", 0.0))]
+    accepted = set_baseline(runs[0], tmp_path, POLICY, others=runs[1:])
+    kept = find_baseline(tmp_path, runs[0].meta)
+    assert accepted.folder.name == "h200"
+    assert {len(record.blocks) for record in kept.records} == {60}
+    slow = run(tmp_path, "d", slower=0.04)
+
+    def judgement(old):
+        found = compare(old, slow.records, POLICY, chosen=lambda record: record.backend == "marlin")
+        return {change.judgement for change in found}
+
+    assert judgement(runs[0].records) == {Judgement.WORSE}
+    assert Judgement.WORSE not in judgement(kept.records)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [({"code_digest": "1" * 16}, "code"), ({"device_name": "NVIDIA A10"}, "device")]
+)
+def test_runs_of_two_codes_are_no_baseline(tmp_path, change, what):
+    first, other = run(tmp_path, "a"), run(tmp_path, "b", **change)
+    with pytest.raises(BaselineError, match=f"differ in their {what}"):
+        set_baseline(first, tmp_path, POLICY, others=[other])
+
+
 @pytest.mark.parametrize("dirty", [True, None])
 def test_uncommitted_code_is_accepted_only_by_force(tmp_path, dirty):
     made = run(tmp_path, "a", dirty=dirty)

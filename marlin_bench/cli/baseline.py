@@ -17,7 +17,14 @@ app = typer.Typer(
 
 @app.command("set")
 def set_(
-    run: options.RunArgument = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            show_default="the newest run",
+            help="Run folders, or parts of their names; several of the same code are pooled.",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Accept a slower run, or one of uncommitted code, all the same.")
     ] = False,
@@ -25,7 +32,9 @@ def set_(
 ) -> None:
     """Accept a run as the baseline of its device and suite; a better one is replaced only with --force.
 
-    Example: marlin-bench baseline set 20261121
+    Three runs of the same code make a better baseline than one: processes differ by 1 or 2 % now and then.
+
+    Example: marlin-bench baseline set 20261121T0800 20261121T0810 20261121T0820
     """
     from marlin_bench.baseline import set_baseline
     from marlin_bench.cli.locate import find_run
@@ -33,7 +42,8 @@ def set_(
     from marlin_bench.store import read_run, results_folder
 
     root = results_folder(results)
-    accepted = set_baseline(read_run(find_run(run, root)), root, RelativeRule(rule="relative"), force=force)
+    first, *others = [read_run(find_run(run, root)) for run in runs or [None]]
+    accepted = set_baseline(first, root, RelativeRule(rule="relative"), force=force, others=others)
     size = sum(path.stat().st_size for path in accepted.folder.iterdir())
     typer.echo(accepted.folder)
     instead = f" instead of {accepted.replaced}" if accepted.replaced else ""
