@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated_gate import NOISES, meta_of, relative_case, simulated_records
+from simulated_gate import NOISES, gate_report, meta_of, relative_case, simulated_records
 from synthetic_run import H200_CEILINGS, RunSpec, environment, h200_records, h200_run, make_record
 
 from marlin_bench import published
@@ -36,6 +36,7 @@ from marlin_bench.verdict import GateReport, Outcome, Subject, Verdict
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "results" / "published" / "a10_paper"
+EVERY_NOISE = (*NOISES, "h200_fit")
 KINDS = {"absolute": AbsoluteRule, "model": ModelRule, "knee": KneeRule, "relative": RelativeRule, "right": RightRule}
 
 
@@ -499,26 +500,34 @@ def test_a_backend_that_is_new_fails_nothing(tmp_path):
     assert not any(verdict.is_published for verdict in report.verdicts)
 
 
+def as_in_ci(meta, folder, rng, noise, **asked):
+    """A gate with two retries; where processes differ, as on the H200, the baseline is of three of them."""
+    return gate_report(meta, folder, rng, noise, accepted=3 if noise == "h200_fit" else 1, retries=2, **asked)
+
+
 def test_a_thousand_gates_of_the_same_code_never_fail(tmp_path):
     meta, rng, verdicts = meta_of(tmp_path), np.random.default_rng(11), []
     for number in range(1000):
-        noise = NOISES[number % len(NOISES)]
-        old, new = (simulated_records(rng, noise, cells=2) for _ in range(2))
-        report = judge(relative_case(meta, tmp_path, old, new))
+        noise = EVERY_NOISE[number % len(EVERY_NOISE)]
+        report = as_in_ci(meta, tmp_path, rng, noise, cells=2)
         assert report.exit_code is not ExitCode.GATE_FAILED, (number, noise, report.by_severity[0])
         verdicts += outcomes(report)
-    assert verdicts.count(Outcome.PASSED) > 0.9 * len(verdicts)
+    assert verdicts.count(Outcome.PASSED) > 0.95 * len(verdicts)
 
 
+@pytest.mark.parametrize("noise", EVERY_NOISE)
 @pytest.mark.parametrize(("slower", "least"), [(0.02, 0.95), (0.05, 1.0)])
-def test_a_slower_kernel_is_caught_under_every_noise(tmp_path, slower, least):
-    meta, rng, codes = meta_of(tmp_path), np.random.default_rng(12), []
-    for number in range(120):
-        noise = NOISES[number % len(NOISES)]
-        old = simulated_records(rng, noise, cells=2)
-        new = simulated_records(rng, noise, cells=2, slower=slower)
-        codes.append(judge(relative_case(meta, tmp_path, old, new)).exit_code)
+def test_a_slower_kernel_is_caught_under_every_noise(tmp_path, noise, slower, least):
+    meta, rng = meta_of(tmp_path), np.random.default_rng(12)
+    codes = [as_in_ci(meta, tmp_path, rng, noise, cells=4, slower=slower).exit_code for _ in range(40)]
     assert codes.count(ExitCode.GATE_FAILED) >= least * len(codes)
+
+
+@pytest.mark.parametrize("noise", EVERY_NOISE)
+def test_a_gate_of_one_cell_catches_two_percent_when_it_may_measure_again(tmp_path, noise):
+    meta, rng = meta_of(tmp_path), np.random.default_rng(13)
+    reports = [as_in_ci(meta, tmp_path, rng, noise, cells=1, slower=0.02) for _ in range(100)]
+    assert sum(report.exit_code is ExitCode.GATE_FAILED for report in reports) >= 95
 
 
 def test_a_cell_too_noisy_to_see_five_percent_is_open_not_passed(tmp_path):
