@@ -160,8 +160,12 @@ __device__ __forceinline__ GroupScales load_group_scales(u32 stage, int step, co
 __device__ __forceinline__ void add_group(Sums& sums, const Sums& part, const GroupScales& scales) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
+#ifdef ABLATE_SCALES
+    const float2 low = {1, 1}, high = {1, 1};
+#else
     const float2 low = Type::to_floats(pair_of<Type::Pair>(word(scales.even, j)));
     const float2 high = Type::to_floats(pair_of<Type::Pair>(word(kWeightsLeft ? scales.even : scales.odd, j)));
+#endif
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m) {
       if constexpr (kWeightsLeft) {

@@ -35,8 +35,7 @@ class Tile:
     """What a CTA computes at a time: `rows` x `columns` of C, `depth` of K; `ctas_per_sm` are meant to share an SM.
 
     `ring`: marlin_ring.cu, where warps that only fetch keep a ring of stages filled by bulk copies (sm_90 and later);
-    `tall`: they hand their registers on, which takes sm_90a. `scale_sums`: scales are applied to a group's sums instead of
-    weights.
+    `tall`: they hand their registers on, which takes sm_90a. `scale_sums`: a group's sums are scaled, not its weights.
     """
 
     rows: int
@@ -336,8 +335,8 @@ WITHOUT_ZERO_POINTS = ("64x256x128", "16x512x128rw16")
 def suits(tile: Tile, operands: Operands) -> bool:
     """Whether a tile has builds for such operands.
 
-    Sums that are scaled stand for weights that are not rounded to 16 bits. In FP16 that is a difference of 1e-4, in BF16
-    ten times as much, and the reference is rounded.
+    Scaled sums stand for weights that are not rounded to 16 bits. In FP16 that is a difference of 1e-4, in BF16 ten
+    times as much, and the reference is rounded.
     """
     if operands.zero_points and str(tile) in WITHOUT_ZERO_POINTS:
         return False

@@ -2,8 +2,8 @@
 
 compute-sanitizer --tool memcheck python tests/gpu/marlin_launches.py
 
-All tiles that this GPU has a build for: warps that split K, slices of several CTAs, whole tiles, ragged rows and columns,
-and more k tiles than stages.
+All tiles that this GPU has a build for: warps that split K, slices of several CTAs, whole tiles, ragged rows and
+columns, and more k tiles than stages.
 """
 
 import sys
