@@ -41,9 +41,15 @@ def _why(verdict: Verdict) -> str:
     return f"{verdict.kind}: {verdict.reason}" if verdict.reason else verdict.kind
 
 
-def gate_table(report: GateReport) -> Table:
-    """One line a verdict, the gravest first."""
-    return Table(
+def gate_table(report: GateReport, most_passes: int | None = None) -> tuple[Table, int]:
+    """One line a verdict, the gravest first; of what needs nobody's attention `most_passes`, and how many are left out.
+
+    None shows everything.
+    """
+    ordered = report.by_severity
+    grave = report.count(Outcome.FAILED) + report.count(Outcome.INCONCLUSIVE)
+    shown = ordered if most_passes is None else ordered[: grave + most_passes]
+    table = Table(
         _COLUMNS,
         [
             Line(
@@ -57,9 +63,10 @@ def gate_table(report: GateReport) -> Table:
                 ),
                 _STYLES[verdict.outcome],
             )
-            for verdict in report.by_severity
+            for verdict in shown
         ],
     )
+    return table, len(ordered) - len(shown)
 
 
 def _escaped(text: str) -> str:

@@ -105,6 +105,14 @@ def test_each_broken_input_has_its_sentence_and_code(run_cli, policy, tmp_path, 
     assert sentence in err
 
 
+def test_hundreds_of_passes_are_counted_and_listed_on_demand(run_cli, policy, tmp_path):
+    run = RunSpec([make_record("marlin", M, 1e-5, blocks=6) for M in range(1, 61)]).write(tmp_path / "results")
+    code, out, err = run_cli("gate", policy("{rule: right}"), run.folder)
+    assert (code, len(out.splitlines())) == (0, 1 + 40)
+    assert "20 more passed or were not applicable: --all lists them" in err
+    assert len(run_cli("gate", policy("{rule: right}"), run.folder, "--all")[1].splitlines()) == 1 + 60
+
+
 def cut(text):
     return text[:-40]
 

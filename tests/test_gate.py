@@ -616,7 +616,7 @@ def mixed(h200):
 
 
 def test_the_table_begins_with_what_falls_shortest_never_with_the_alphabet(mixed):
-    lines = gate_table(mixed).lines
+    lines = gate_table(mixed)[0].lines
     assert lines[0].cells[0] == "fail"
     order = [line.cells[0] for line in lines]
     assert order == sorted(order, key=["fail", "inconclusive", "pass", "not applicable"].index)
@@ -625,6 +625,15 @@ def test_the_table_begins_with_what_falls_shortest_never_with_the_alphabet(mixed
     assert failing[0].shortfall == pytest.approx(1 - failing[0].value / 0.6)
     assert failing[0].shortfall > failing[-1].shortfall > 0
     assert Verdict(0, "relative", "", Outcome.FAILED, Subject(), value=1.0, limit=0.0).shortfall == 0.0
+
+
+def test_the_table_leaves_out_passes_alone_and_counts_them(mixed):
+    whole, _ = gate_table(mixed)
+    short, left_out = gate_table(mixed, 2)
+    grave = mixed.count(Outcome.FAILED) + mixed.count(Outcome.INCONCLUSIVE)
+    assert len(short.lines) == grave + 2
+    assert left_out == len(whole.lines) - grave - 2 > 0
+    assert short.lines == whole.lines[: grave + 2]
 
 
 def test_markdown_keeps_its_limit_with_the_gravest_first_and_says_what_it_left_out(mixed):

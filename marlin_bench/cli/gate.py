@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from marlin_bench.verdict import GateReport
 
 STEP_SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+_SHOWN_PASSES = 40
 
 
 def _file(name: str, help_text: str) -> typer.models.OptionInfo:
@@ -44,6 +45,9 @@ def gate(
         typer.Option("--retry", metavar="N", min=0, help="Measure failing and inconclusive cells again, N times."),
     ] = 0,
     device: options.Device = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="List every cell that passed, not only those nearest to their limit.")
+    ] = False,
     as_json: options.AsJson = False,
     markdown: Annotated[Path | None, _file("--md", "Write Markdown, within the limit of a comment.")] = None,
     junit_file: Annotated[Path | None, _file("--junit", "Write JUnit XML.")] = None,
@@ -80,7 +84,7 @@ def gate(
     _write_files(case, report, markdown, junit_file, json_file, bmf, action_benchmark)
     if github:
         _tell_github(report)
-    _print(report, as_json=as_json)
+    _print(report, as_json=as_json, show_all=show_all)
     raise typer.Exit(report.exit_code)
 
 
@@ -202,7 +206,7 @@ def _tell_github(report: GateReport) -> None:
             handle.write(gate_markdown(report, SUMMARY_LIMIT_BYTES // 2))  # other steps of the job write there too
 
 
-def _print(report: GateReport, *, as_json: bool) -> None:
+def _print(report: GateReport, *, as_json: bool, show_all: bool) -> None:
     from marlin_bench.gate_files import gate_json
     from marlin_bench.gate_tables import gate_table
     from marlin_bench.table import print_table
@@ -212,5 +216,8 @@ def _print(report: GateReport, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(gate_json(report))
     else:
-        print_table(gate_table(report), sys.stdout)
+        table, left_out = gate_table(report, None if show_all else _SHOWN_PASSES)
+        print_table(table, sys.stdout)
+        if left_out:
+            typer.echo(f"{left_out} more passed or were not applicable: --all lists them", err=True)
     typer.echo(f"{report.summary}: {report.ending}", err=True)
