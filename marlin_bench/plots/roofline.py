@@ -41,12 +41,13 @@ def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
         slopes: list[_SlopeLabel] = []
         limits = _limits(panels)
         styles = looks(_backends(panels))
+        _frame(axes, limits, detailed=detailed)
         for ax, panel in zip(axes, panels, strict=True):
-            _frame(ax, limits, detailed=detailed)
             slopes += _roofs(ax, panel, limits, detailed=detailed)
             _twins(ax, panel, styles)
             for series in panel.series:
                 _points(ax, series, styles[series.backend])
+            _error_bars(ax, panel, styles)
             _crossovers(ax, panel.crossovers, styles, with_text=len(panels) <= 6)
             _impossible(ax, panel.impossible, styles)
             _profiled(ax, panel.profiled, styles)
@@ -85,17 +86,20 @@ def _limits(panels: Sequence[RooflinePanel]) -> Limits:
     return (min(xs) / 1.6, max(xs) * 2.2), (min(ys) / 2, max(ys) * 2.2)
 
 
-def _frame(ax: Axes, limits: Limits, *, detailed: bool) -> None:
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlim(limits[0])
-    ax.set_ylim(limits[1])
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_major_formatter("{x:g}")
+def _frame(axes: Sequence[Axes], limits: Limits, *, detailed: bool) -> None:
+    """Scales, limits and grids; what the panels share is set once, as setting it on each sets it on all every time."""
+    first = axes[0]
+    first.set_xscale("log")
+    first.set_yscale("log")
+    first.set_xlim(limits[0])
+    first.set_ylim(limits[1])
+    first.xaxis.set_major_formatter("{x:g}")
+    first.yaxis.set_major_formatter("{x:g}")
     if not detailed:
-        ax.minorticks_off()  # two thirds of the time a page of panels takes, for marks that nobody can tell apart
-    ax.grid(which="major", color=FAINT, linewidth=0.5)
-    ax.set_axisbelow(True)
+        first.minorticks_off()  # two thirds of the time a page of panels takes, for marks that nobody can tell apart
+    for ax in axes:
+        ax.grid(which="major", color=FAINT, linewidth=0.5)
+        ax.set_axisbelow(True)
 
 
 def _roofs(ax: Axes, panel: RooflinePanel, limits: Limits, *, detailed: bool) -> list[_SlopeLabel]:
@@ -217,26 +221,35 @@ def _twins(ax: Axes, panel: RooflinePanel, styles: dict[str, Look]) -> None:
 
 def _points(ax: Axes, series: Series, look: Look) -> None:
     label = f"{series.backend} (published)" if series.published else series.backend
-    bounds = [
-        [(point.y - (point.low or point.y)) / _TERA for point in series.points],
-        [((point.high or point.y) - point.y) / _TERA for point in series.points],
-    ]
-    ax.errorbar(
+    ax.plot(
         [point.x for point in series.points],
         [point.y / _TERA for point in series.points],
-        yerr=bounds,
-        fmt=look.marker,
+        look.marker,
         color=look.colour,
         markersize=5,
         markeredgecolor="white" if not series.published else look.colour,
         markerfacecolor="white" if series.published else look.colour,
         markeredgewidth=0.6,
-        elinewidth=0.9,
         label=label,
         zorder=3,
     )
     fade_doubtful(ax, [(point.x, point.y / _TERA) for point in series.points if point.doubtful], look)
     ring_flagged(ax, [(point.x, point.y / _TERA) for point in series.points if point.flagged])
+
+
+def _error_bars(ax: Axes, panel: RooflinePanel, styles: dict[str, Look]) -> None:
+    """The intervals of all points of a panel, as one collection."""
+    from matplotlib.collections import LineCollection
+
+    bounded = [
+        (series.backend, point.x, point.low, point.high)
+        for series in panel.series
+        for point in series.points
+        if point.low is not None and point.high is not None
+    ]
+    lines = [[(x, low / _TERA), (x, high / _TERA)] for _, x, low, high in bounded]
+    colours = [styles[backend].colour for backend, *_ in bounded]
+    ax.add_collection(LineCollection(lines, colors=colours, linewidths=0.9, zorder=3), autolim=False)
 
 
 def fade_doubtful(ax: Axes, places: Sequence[tuple[float, float]], look: Look) -> None:
