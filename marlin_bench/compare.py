@@ -191,8 +191,8 @@ def _common_baseline(pairs: dict[str, _Pair], backend: str) -> _Pair | None:
     return pairs[min(shared, key=lambda one: (one != HEADLINE_BASELINE, pairs[one].old.time.median))]
 
 
-def _obstacle(old: Record | None, new: Record | None) -> str | None:
-    """Why two records cannot be compared, or None."""
+def _obstacle(old: Record | None, new: Record | None, *, across: bool) -> str | None:
+    """Why two records cannot be compared, or None; `across` formats and dtypes they can."""
     if old is None or new is None:
         return "was not measured before" if old is None else "was measured before, and is not now"
     for record, when in ((old, "before"), (new, "now")):
@@ -201,12 +201,12 @@ def _obstacle(old: Record | None, new: Record | None) -> str | None:
         if record.status is not Status.OK:
             reason = f" ({record.reason})" if record.reason else ""
             return f"is {record.status.value} {when}{reason}" if when == "now" else f"was {record.status.value} before"
-    for what, was, now in (
-        ("format", old.format, new.format),
-        ("shape", (old.K, old.N), (new.K, new.N)),
-        ("activations", old.activation_dtype, new.activation_dtype),
+    for what, was, now, may_differ in (
+        ("format", old.format, new.format, across),
+        ("shape", (old.K, old.N), (new.K, new.N), False),
+        ("activations", old.activation_dtype, new.activation_dtype, across),
     ):
-        if was != now:
+        if was != now and not may_differ:
             return f"its {what} was {was} and is {now}: these are two things"
     if min(len(old.blocks), len(new.blocks)) < _LEAST_BLOCKS:
         return f"has fewer than {_LEAST_BLOCKS} blocks on one side: too few for an interval"
@@ -220,10 +220,12 @@ def compare(
     *,
     noise: NoiseMap | None = None,
     chosen: Callable[[Record], bool] = lambda _record: True,
+    across: bool = False,
 ) -> list[CellChange]:
     """Every chosen cell that either side holds, in the order of the new records; all are judged together.
 
     Cells that were measured right on neither side are left out. Baselines need not be chosen to be compared with.
+    `across` compares a backend that changed its weight format or its activations all the same.
     """
     before, after = {_key(record): record for record in old}, {_key(record): record for record in new}
     olds, news = _sampled(before.values(), _OLD), _sampled(after.values(), _NEW)
@@ -235,7 +237,7 @@ def compare(
         sides = [record for record in (was, now) if record is not None and chosen(record)]
         if all(record.status is not Status.OK for record in sides):
             continue
-        obstacle = _obstacle(was, now)
+        obstacle = _obstacle(was, now, across=across)
         if obstacle is not None:
             blocked[key] = obstacle
             continue

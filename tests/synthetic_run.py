@@ -18,7 +18,7 @@ from marlin_bench.record import (
     Telemetry,
     record_id,
 )
-from marlin_bench.store import Run, open_writer
+from marlin_bench.store import RECORDS_FILE, Run, _line, open_writer
 
 BATCHES = (1, 16, 32, 64, 128, 256, 512, 1024)
 LAYERS = {"square_8k": (8192, 8192), "mlp_up": (28672, 8192), "72k_x_18k": (18432, 73728)}  # name -> N, K
@@ -191,8 +191,8 @@ class RunSpec:
         folder = results / self.environment.device_name.lower().replace(" ", "_") / self.name
         with open_writer(folder) as writer:
             writer.write_meta(meta)
-            for record in self.records:
-                writer.append(record)
+        with (folder / RECORDS_FILE).open("a") as lines:  # at once: a writer sees each record on disk
+            lines.writelines(map(_line, self.records))
         return Run(folder, meta, self.records)
 
 

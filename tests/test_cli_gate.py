@@ -221,3 +221,27 @@ def test_unlike_machines_are_compared_only_when_asked_for(run_cli, tmp_path):
     assert code == 2
     assert "device was NVIDIA H200 and is NVIDIA H100" in err
     assert run_cli("compare", "a_run", "b_run", "--unlike")[0] == 0
+
+
+def test_runs_of_two_suites_are_compared_where_they_meet(run_cli, tmp_path):
+    shared = [make_record(backend, 16, time) for backend, time in (("cublas_fp16", 3e-4), ("marlin", 1e-4))]
+    for name, suite, own in (("20261121T080000Z_a_1", "a", 32), ("20261121T090000Z_b_1", "b", 64)):
+        spec = RunSpec([*shared, make_record("marlin", own, 1e-4)], name=name, suite=suite)
+        written = spec.write(tmp_path / "results")
+        meta = written.meta.model_copy(update={"suite_digest": suite * 16})
+        (written.folder / "run.json").write_text(meta.model_dump_json())
+    code, out, err = run_cli("compare", "a", "b", "--json")  # a suite's name stands for its newest run
+    assert code == 0
+    assert {(one["cell"], one["backend"]) for one in json.loads(out)} == {
+        ("square_8k/g128/M16", "cublas_fp16"),
+        ("square_8k/g128/M16", "marlin"),
+    }
+    assert "left out: 1 results that only 20261121T080000Z_a_1 has (marlin)" in err
+    assert "left out: 1 results that only 20261121T090000Z_b_1 has (marlin)" in err
+
+
+def test_what_tuning_chose_anew_is_told(run_cli, tmp_path):
+    for name, layout in (("20261121T080000Z_a", "KN"), ("20261121T090000Z_b", "NK")):
+        one = make_record("cublas_fp16", 16, 3e-4).model_copy(update={"choice": {"layout": layout}})
+        RunSpec([one], name=name).write(tmp_path / "results")
+    assert "layout KN → NK" in run_cli("compare", "20261121T080000Z_a", "20261121T090000Z_b")[1]

@@ -294,6 +294,14 @@ def test_what_cannot_be_compared_is_invalid_and_says_why(old, new, words):
     assert words in found.reason
 
 
+@pytest.mark.parametrize("change_", [{"format": "int4_gK"}, {"activation_dtype": "bf16"}])
+def test_unlike_formats_are_compared_where_that_is_asked_for(change_):
+    old = make_record("marlin", 16, 1e-4)
+    new = make_record("marlin", 16, 2e-4).model_copy(update=change_)
+    assert compare([old], [new], POLICY)[0].judgement is Judgement.INVALID
+    assert compare([old], [new], POLICY, across=True)[0].judgement is Judgement.WORSE
+
+
 def test_published_values_and_too_few_blocks_are_invalid():
     quoted = published_record(speedup=3.9)
     measured = make_record("marlin", 16, 1e-3, layer="72k_x_18k", N=18432, K=73728)

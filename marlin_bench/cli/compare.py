@@ -34,7 +34,7 @@ def compare(
         Path | None, typer.Option("--noise", metavar="FILE", show_default=False, help="A/A noise map.")
     ] = None,
     unlike: Annotated[
-        bool, typer.Option("--unlike", help="Compare unlike machines or clock policies all the same.")
+        bool, typer.Option("--unlike", help="Compare unlike machines, clock policies and formats all the same.")
     ] = False,
     fail_on_worse: Annotated[bool, typer.Option("--fail-on-worse", help="End with 1 when a cell is worse.")] = False,
     as_json: options.AsJson = False,
@@ -53,6 +53,7 @@ def compare(
     from marlin_bench.gate_rules import RelativeRule
     from marlin_bench.judgement import Judgement
     from marlin_bench.noise import read_noise_map
+    from marlin_bench.plan import SelectionError
     from marlin_bench.selection import model_shapes_of, select
 
     runs = [_open(argument, results) for argument in (old, new)]
@@ -62,14 +63,24 @@ def compare(
     for sentence in [*found, *moved_packages(runs[0].meta, runs[1].meta)]:
         typer.echo(sentence, err=True)
     chosen = options.selection(only, layer, backend, batch)
-    wanted = {record.id for record in select(runs[1].records, chosen, model_shapes_of(runs[1].meta))}
-    names = {(record.cell, record.backend) for record in runs[1].records if record.id in wanted}
+    names: set[tuple[str, str]] = set()
+    refusals = []
+    for run in reversed(runs):  # what only one of them has is told, too
+        try:
+            wanted = select(run.records, chosen, model_shapes_of(run.meta))
+        except SelectionError as error:
+            refusals.append(error)
+            continue
+        names |= {(record.cell, record.backend) for record in wanted}
+    if len(refusals) == len(runs):
+        raise refusals[0]
     changes = compare_records(
         runs[0].records,
         runs[1].records,
         RelativeRule(rule="relative", relative=min_effect),
         noise=None if noise is None else read_noise_map(noise),
         chosen=lambda record: (record.cell, record.backend) in names,
+        across=unlike,
     )
     if runs[0].meta.suite_digest != runs[1].meta.suite_digest:
         changes = _shared(changes, runs)
