@@ -279,6 +279,15 @@ def test_what_is_not_there_or_damaged_is_one_sentence(folder, monkeypatch):
     assert "is no folder" in load_backend("absent").missing().reason
 
 
+def test_the_page_of_peers_has_every_one_with_its_licence():
+    from pathlib import Path
+
+    page = (Path(__file__).parent.parent / "docs" / "peers.md").read_text(encoding="utf-8")
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    for backend in shipped_peers():
+        assert backend.license.split(" ")[0] in lines[backend.name], backend.name
+
+
 # -- accounting --------------------------------------------------------------------------------------------------------
 
 

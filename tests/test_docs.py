@@ -40,6 +40,7 @@ NOT_RUN = {
     "marlin-bench clocks reset": "it would change this machine's clocks (test_clocks.py has a stand-in)",
     "marlin-bench clocks status": "it stands in a block with the two above",
     "python tests/gpu/": "it needs a GPU",
+    "pytest --marlin-backend": "test_example_backend.py runs it",
 }
 ANY_VERDICT = {0, 1, 4}  # of a run of milliseconds on a shared CPU
 CONFIG = '{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, ' \

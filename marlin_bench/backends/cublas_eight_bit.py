@@ -90,7 +90,8 @@ class CublasFp8(_CublasEightBit):
     Weights: E4M3 of the canonical 4-bit weights, 8 + 32/K bits each. Meant for M from 128 up, where the product is
     bound by the tensor cores. Accumulates the fast way (`use_fast_accum`), as inference does: Hopper's FP8 tensor
     cores then keep about 14 bits of a partial sum. On an H200 that is a mean error of 0.0014 at K=8192 and 0.0056 at
-    K=73728, beside the 0.04 of quantising, and the tolerance allows for it.
+    K=73728, beside the 0.04 of quantising, and the tolerance allows for it. Row scales are slower than one scale in all
+    (pytorch/pytorch#147971).
     """
 
     name = "cublas_fp8"
@@ -150,7 +151,7 @@ class CublasInt8(_CublasEightBit):
     """torch._int_mm, then one kernel that scales its int32 sums into FP16; both are timed.
 
     Weights: 8-bit integers of the canonical 4-bit weights, 8 + 32/K bits each. Meant for M from 128 up; the operator
-    refuses M up to 16.
+    refuses M up to 16 (pytorch/pytorch#178469).
     """
 
     name = "cublas_int8"

@@ -15,10 +15,16 @@ _INNER_K_TILES = 8
 
 
 class Tinygemm(Backend):
-    """BF16 activations, BF16 scales and offsets a group: 4 + 32/g bits a weight; meant for M up to 16."""
+    """BF16 activations, BF16 scales and offsets a group: 4 + 32/g bits a weight; meant for M up to 16.
+
+    torch's own (BSD-3-Clause). Slower than 16-bit products from M = 16 on, many times at larger M (pytorch/ao#3496).
+    """
 
     name = "tinygemm"
     summary = "torch _weight_int4pack_mm (BF16, scales and offsets in BF16)"
+    project = "https://github.com/pytorch/pytorch"
+    license = "BSD-3-Clause"
+    meant_for = "M up to 16"
     activation_dtype: ClassVar[Dtype] = "bf16"
     output_dtype: ClassVar[Dtype] = "bf16"
     group_sizes = (32, 64, 128, 256)
