@@ -10,6 +10,7 @@ from marlin_bench import sparse_ceiling
 from marlin_bench.backends.cusparselt import CusparseltFp16
 from marlin_bench.backends.marlin_sparse import LINEAR_KERNEL, MarlinSparse, MarlinSparseBf16
 from marlin_bench.backends.protocol import DeviceTraits
+from marlin_bench.ceiling_table import ceiling_table
 from marlin_bench.cuda_source import compile_cubin
 from marlin_bench.layouts import marlin_sparse as layout
 from marlin_bench.linear import LinearError, linear_kernel
@@ -18,6 +19,7 @@ from marlin_bench.marlin_sparse_config import TILES, SparseMachine, build_for, c
 from marlin_bench.problem import FP16_2OF4, Problem, parse_format
 from marlin_bench.pruning import largest_two_of_four
 from marlin_bench.quantize import QuantizedWeights, quantize
+from marlin_bench.record import Ceiling
 
 A100 = SparseMachine(108, 163 * 1024, False)
 RTX_3090 = SparseMachine(82, 99 * 1024, False)
@@ -219,3 +221,11 @@ def test_the_sparse_ceiling_is_the_best_loop_in_dense_equivalent_flop(
     found = sparse_ceiling.measure_sparse_tensor(stopwatch, 2)
     assert (found.name, found.detail, found.sm_clock_hz) == ("sparse_tensor", winner, 1.5e9)
     assert found.value == flop_rate
+
+
+def test_the_sparse_ceiling_is_printed_beside_twice_the_dense_promise():
+    measured = Ceiling(name="sparse_tensor", value=1651e12, sm_clock_hz=1578e6, detail="wgmma.sp loop")
+    (line,) = ceiling_table("NVIDIA H200", [measured]).lines
+    assert line.cells[:2] == ("sparse_tensor", "1.65 PFLOP/s")
+    assert line.cells[3] == "1.98 PFLOP/s"
+    assert line.cells[5] == "83%"
