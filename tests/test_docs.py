@@ -39,6 +39,7 @@ NOT_RUN = {
     "marlin-bench clocks lock": "it would change this machine's clocks (test_clocks.py has a stand-in)",
     "marlin-bench clocks reset": "it would change this machine's clocks (test_clocks.py has a stand-in)",
     "marlin-bench clocks status": "it stands in a block with the two above",
+    "marlin-bench bisect": "it needs a repository of kernels (test_bisect.py makes one)",
     "python tests/gpu/": "it needs a GPU",
     "pytest --marlin-backend": "test_example_backend.py runs it",
 }
