@@ -2,10 +2,10 @@ r"""Small launches of marlin_sparse and of its ceiling, for compute-sanitizer:
 
 compute-sanitizer --tool memcheck python tests/gpu/sparse_launches.py
 compute-sanitizer --tool racecheck --kernel-name kns=marlin_sparse \
-    python tests/gpu/sparse_launches.py BULK_COPIES=0 EVERY_LANE_RELEASES=1
+    python tests/gpu/sparse_launches.py EVERY_LANE_RELEASES=1
 
-Arguments are macros for the builds. racecheck follows neither bulk copies nor __syncwarp from the lanes that read a
-stage to the one that gives it back: these two replace both, and nothing else.
+Arguments are macros for the builds. racecheck does not follow __syncwarp from the lanes that read a stage to the one
+that gives it back, and calls that a race; here every lane gives it back, and nothing else differs.
 
 Every path of the ring and the reductions: warps that split K, slices of several CTAs, whole tiles, ragged rows and
 channels, registers that move between warps, and more k tiles than stages.
