@@ -151,7 +151,7 @@ def test_identity_activations_give_the_pruned_weights_bit_for_bit(group_size, ba
     assert torch.equal(case.C.double(), case.dense())
 
 
-@pytest.mark.parametrize("pair", combinations(range(4), 2), ids=str)
+@pytest.mark.parametrize("pair", list(combinations(range(4), 2)), ids=str)
 def test_every_legal_pair_of_positions_with_every_code(pair):
     K, N = 256, 128
     mask = torch.zeros(K // 4, 4, N, dtype=torch.bool, device="cuda")
