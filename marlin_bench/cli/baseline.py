@@ -42,7 +42,8 @@ def set_(
     from marlin_bench.store import read_run, results_folder
 
     root = results_folder(results)
-    first, *others = [read_run(find_run(run, root)) for run in runs or [None]]
+    named: list[str | None] = [*runs] if runs else [None]
+    first, *others = [read_run(find_run(run, root)) for run in named]
     accepted = set_baseline(first, root, RelativeRule(rule="relative"), force=force, others=others)
     size = sum(path.stat().st_size for path in accepted.folder.iterdir())
     typer.echo(accepted.folder)
