@@ -238,16 +238,13 @@ TILES = (
     Tile(16, 256, 64, ctas_per_sm=2),
     Tile(16, 256, 128),
     Tile(16, 256, 128, ctas_per_sm=2),
-    Tile(32, 512, 64, ring=True),
     Tile(32, 128, 128),
     Tile(32, 256, 64),
     Tile(48, 256, 64),
-    Tile(64, 512, 64, ring=True, tall=True),
     Tile(64, 128, 128),
     Tile(64, 256, 64),
     Tile(64, 256, 128),
     Tile(96, 256, 64),
-    Tile(128, 256, 64, ring=True, tall=True),
     Tile(128, 256, 64),
 )
 """Every tile that a launch may be given; `name` is as a record's choice has it, an `x2` at its end two CTAs an SM."""
@@ -301,11 +298,11 @@ def suitable_ctas(tile: TileShape, M: int, N: int, sm_count: int) -> int:
 _EVEN_SHARE = 0.9
 _SHORT_TILES: tuple[tuple[int, float, tuple[str, ...]], ...] = (
     # up to this M, from this many 16 KiB tiles of weights an SM on: the best first (measured on an H200)
-    (8, 40, ("8x512x128rw16", "16x256x128x2", "16x256x64x2")),
-    (8, 12, ("8x256x128rs", "16x256x128", "16x256x64x2")),
+    (8, 40, ("8x256x128rs", "8x512x128rw16", "16x256x128x2", "16x256x64x2")),
+    (8, 12, ("8x256x128rs", "8x128x256r", "16x256x128", "16x256x64x2")),
     (8, 0, ("8x128x256r", "16x128x128", "16x256x64x2")),
-    (16, 40, ("16x256x128x2", "16x256x64x2")),
-    (16, 12, ("16x256x256rs", "16x256x128", "16x256x64x2")),
+    (16, 40, ("16x256x256rs", "16x512x128rw16", "16x256x128x2", "16x256x64x2")),
+    (16, 12, ("16x256x256rs", "16x128x256r", "16x256x128", "16x256x64x2")),
     (16, 0, ("16x128x256r", "16x128x128", "16x256x64x2")),
     (32, 12, ("32x256x64",)),
     (32, 0, ("32x128x128", "32x256x64")),
@@ -321,6 +318,13 @@ def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
     for largest_M, fewest, names in _SHORT_TILES:
         if largest_M >= M and weight_tiles >= fewest:
             return names
+    for rows, columns, name in ((128, 256, "128x256x64"), (64, 256, "64x256x128"), (64, 128, "64x128x128")):
+        # a tile an SM, uncut; narrow ones read activations too often for layers that are not small
+        fills = _EVEN_SHARE * sm_count <= -(-M // rows) * -(-N // columns) <= sm_count
+        if fills and (columns == 256 or weight_tiles < 12):
+            return name, "64x256x64"
+    if 64 < M <= 96 and weight_tiles >= 12:
+        return "96x256x64", "64x256x64"
     tall = min((96, 128), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
     if -(-M // tall) * -(-N // 256) * 4 <= sm_count:
         # more tiles, so that fewer CTAs share one
