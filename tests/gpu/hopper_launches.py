@@ -3,6 +3,9 @@
 compute-sanitizer --tool memcheck python tests/gpu/hopper_launches.py
 compute-sanitizer --tool racecheck --kernel-name kns=marlin_hopper python tests/gpu/hopper_launches.py
 
+racecheck reports bulk copies (UBLKCP) into a stage against the reads (LDS) of that stage the round before, and nothing
+else: lane 0 gives a stage back for its warp, after products that needed all lanes, which racecheck does not follow.
+
 Every way a tile can end: whole, striped over several CTAs, split over a cluster and its warpgroups, activations shared
 by a cluster; batches and columns that no tile divides, more stages of work than the ring holds.
 """
