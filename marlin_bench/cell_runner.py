@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from marlin_bench.backends.protocol import Effort
 from marlin_bench.executor import Executor, Session, WorkerLostError
 from marlin_bench.messages import BlockDone, CellDone, HeldClocks, MeasureCell, PhaseEntered, RecordDone, Verified
 from marlin_bench.plan import Cell
 from marlin_bench.record import Block, Check, Record, Status, TimerName, record_id
 from marlin_bench.suite_format import Energy, Sampling
+
+if TYPE_CHECKING:
+    from marlin_bench.backends.protocol import Effort  # which brings torch: the parent starts workers first
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def examine(results: Path) -> list[Finding]:
     found = [gpu, _torch(has_gpu=bool(uuids)), _cupy(has_gpu=bool(uuids)), _nvrtc(has_gpu=bool(uuids))]
     for index, uuid in enumerate(uuids):
         found += _gpu_findings(f"GPU {index}" if len(uuids) > 1 else "GPU", uuid)
-    return [*found, _disk(results)]
+    return [*found, _peers(), _disk(results)]
 
 
 def _gpus() -> tuple[list[str], Finding]:
@@ -147,6 +147,23 @@ def _processes(name: str, uuid: str) -> Finding:
             f"{name} processes", "warn", f"others compute on it: {listed}", "wait for them: they move every number"
         )
     return Finding(f"{name} processes", "ok", "nobody else computes on it")
+
+
+def _peers() -> Finding:
+    """The kernels of other projects that are here, and whether the folder for machines without a network is one."""
+    from marlin_bench.backends import backend_names, carried, load_backend
+    from marlin_bench.backends.peer import Peer
+
+    wrong_folder = carried.complaint()
+    if wrong_folder is not None:
+        return Finding("peers", "fail", wrong_folder, f"unset {carried.VARIABLE}, or name the folder (docs/peers.md)")
+    peers = [backend for backend in map(load_backend, backend_names()) if isinstance(backend, Peer)]
+    here = sorted(backend.name for backend in peers if backend.missing() is None)
+    if len(here) == len(peers):
+        return Finding("peers", "ok", f"all {len(peers)} kernels of other projects")
+    listed = f": {', '.join(here)}" if here else ""
+    remedy = "marlin-bench list backends names the command for each other one"
+    return Finding("peers", "ok", f"{len(here)} of {len(peers)} kernels of other projects{listed}", remedy)
 
 
 def _disk(results: Path) -> Finding:

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.metadata
 import json
 import lzma
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -152,6 +154,14 @@ def test_an_entry_point_that_cannot_be_loaded_is_missing_with_its_reason(entry_p
     record = measure("sim_fp16", "broken")["broken"]
     # it says cuda or cpu as any backend; whatever the device, it leaves a record and no traceback
     assert record.status in {Status.MISSING, Status.UNSUPPORTED}
+
+
+def test_the_parent_starts_its_workers_before_it_has_torch():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, marlin_bench.run, marlin_bench.cli.run; sys.exit('torch' in sys.modules)"],
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
 
 
 # -- what is missing ---------------------------------------------------------------------------------------------------

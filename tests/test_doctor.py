@@ -37,6 +37,18 @@ def test_without_a_gpu_nothing_fails_and_the_way_on_is_named(no_gpu, tmp_path):
     assert found["torch"].state == "ok"
 
 
+def test_peers_are_counted_and_a_folder_that_is_none_fails(no_gpu, monkeypatch, tmp_path):
+    monkeypatch.delenv("MARLIN_BENCH_PEERS", raising=False)
+    peers = by_name(doctor.examine(tmp_path))["peers"]
+    assert peers.state == "ok"
+    assert "kernels of other projects" in peers.found
+    assert "list backends" in peers.remedy
+    monkeypatch.setenv("MARLIN_BENCH_PEERS", str(tmp_path / "nowhere"))
+    peers = by_name(doctor.examine(tmp_path))["peers"]
+    assert peers.state == "fail"
+    assert f"{tmp_path / 'nowhere'}, which is no folder" in peers.found
+
+
 def test_a_healthy_gpu_is_named_with_its_driver(monkeypatch, tmp_path):
     pretend_gpu(monkeypatch, nvml.Facts(name="NVIDIA H200", driver="580.1", ecc=True, persistence=True))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
