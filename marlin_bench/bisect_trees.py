@@ -92,7 +92,8 @@ class Repository:
         if done.returncode != 0:
             raise BisectError(f"{folder} is in no git repository: name one with --repository")
         found = cls(Path(done.stdout.strip()))
-        changed = _git(found.folder, "status", "--porcelain", "--untracked-files=no").stdout.splitlines()
+        status = ("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")  # leaves the index alone
+        changed = _git(found.folder, *status).stdout.splitlines()
         if changed:
             raise BisectError(
                 f"{found.folder} has uncommitted changes ({changed[0][3:]}"

@@ -36,14 +36,16 @@ def git(folder, *words):
 
 def state_of(folder):
     """Everything of a repository that a search could leave changed."""
+    status = git(folder, "status", "--porcelain", "--ignored")  # may refresh the index, which is read after it
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts}
     return (
         files,
+        status,
+        (folder / ".git" / "index").read_bytes(),
         git(folder, "rev-parse", "HEAD"),
         git(folder, "symbolic-ref", "HEAD"),
         git(folder, "for-each-ref"),
         git(folder, "worktree", "list"),
-        git(folder, "status", "--porcelain", "--ignored"),
         sorted(path.name for path in (folder / ".git").iterdir()),
     )
 
