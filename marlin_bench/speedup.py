@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from marlin_bench.problem import DTYPE_BITS, parse_format
 from marlin_bench.record import Flag, Record, Status
 from marlin_bench.roofline import Roofs, attainable_time, compulsory_bytes
-from marlin_bench.statistics import Interval, block_medians, median_interval, paired_ratio
+from marlin_bench.statistics import Interval, block_medians, median_interval, ratio_of_logs
 
 HEADLINE_BASELINE = "cublas_fp16"
 """What speed-ups are over wherever a cell has it; elsewhere (a CPU) they are over the fastest baseline of the cell."""
@@ -158,20 +158,23 @@ class _Timed:
     record: Record
     places: dict[int, int]
     times: NDArray[np.float64]
+    logs: NDArray[np.float64]
 
 
 def _timed(record: Record) -> _Timed:
     places = {block.index: place for place, block in enumerate(record.blocks)}
-    return _Timed(record, places, block_medians([block.times for block in record.blocks]))
+    times = block_medians([block.times for block in record.blocks])
+    with np.errstate(divide="ignore"):  # a time of zero has no ratio: it is refused where one is taken
+        return _Timed(record, places, times, np.log(times))
 
 
-def _paired_times(baseline: _Timed, own: _Timed) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The times of the blocks that both finished, in order."""
+def _log_ratios(baseline: _Timed, own: _Timed) -> NDArray[np.float64]:
+    """Logarithm of the baseline's time over the record's, of the blocks that both finished."""
     if baseline.places == own.places:
-        return baseline.times, own.times
+        return baseline.logs - own.logs
     both = [(baseline.places[index], place) for index, place in own.places.items() if index in baseline.places]
     theirs, mine = np.array(both, np.intp).reshape(-1, 2).T
-    return baseline.times[theirs], own.times[mine]
+    return baseline.logs[theirs] - own.logs[mine]
 
 
 def _ideal(
@@ -189,12 +192,12 @@ def _comparison(own: _Timed, baseline: _Timed, attainable: float | None, roofs: 
     ideal = _ideal(own.record, attainable, baseline.record.format, baseline.record.activation_dtype, roofs)
     if own.record is baseline.record:
         return Comparison(name, Interval(1.0, 1.0, 1.0), ideal, len(own.times))
-    theirs, mine = _paired_times(baseline, own)
-    if not mine.size:
+    ratios = _log_ratios(baseline, own)
+    if not len(ratios):
         return None
     types = (own.record.activation_dtype, baseline.record.activation_dtype)
     dtypes = None if types[0] == types[1] else " over ".join(types)
-    return Comparison(name, paired_ratio(theirs, mine), ideal, len(mine), dtypes)
+    return Comparison(name, ratio_of_logs(ratios), ideal, len(ratios), dtypes)
 
 
 def _published_comparison(record: Record, roofs: Roofs | None) -> Comparison | None:

@@ -77,7 +77,8 @@ else:
 
 # %%
 chosen = [row for row in timed if row.record.layer == (timed[0].record.layer if timed else "")]
-predictions = look_ahead(chosen, find_datasheet("l40s"))
+elsewhere = [row for row in chosen if not row.record.backend.startswith("marlin_hopper")]  # an L40S has no wgmma
+predictions = look_ahead(elsewhere, find_datasheet("l40s"))
 if predictions:
     print(prediction_table(predictions).plain())
     display(predict.draw(predictions, "PREDICTED for an L40S"))
