@@ -35,9 +35,6 @@ struct Fp16 {
   static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     mma_m16n8k16_f16(d, a, b);
   }
-  static __device__ __forceinline__ void mma_if(bool live, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    mma_m16n8k16_f16_if(live, d, a, b);
-  }
   static __device__ __forceinline__ void mma_new(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     mma_m16n8k16_f16_new(d, a, b);
   }
@@ -52,9 +49,6 @@ struct Bf16 {
   using Pair = __nv_bfloat162;
   static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     mma_m16n8k16_bf16(d, a, b);
-  }
-  static __device__ __forceinline__ void mma_if(bool live, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    mma_m16n8k16_bf16_if(live, d, a, b);
   }
   static __device__ __forceinline__ void mma_new(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     mma_m16n8k16_bf16_new(d, a, b);

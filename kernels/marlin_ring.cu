@@ -5,8 +5,8 @@
 //
 // What is different: warps that only fetch keep up to 200 KiB on their way (ring_fetch.cuh, ring.cuh), so no barrier holds all
 // warps up and the next output tile arrives while this one's sums are added up; up to 8 rows the weights stand on the left,
-// which halves the tensor cores' work (ring_tile.cuh); and scales may go on a group's FP32 sums, a ninth of a dequantised
-// weight's instructions less. On an H200 a layer of 72k x 18k takes 190 us at M = 1, of which 167 are reading.
+// which halves the tensor cores' work (ring_tile.cuh); and scales may go on a group's FP32 sums: 9 instructions for 8
+// weights instead of 13. On an H200 a layer of 72k x 18k takes 195 us at M = 16, of which 167 are reading.
 //
 // Stripes, reduction, dequantisation and swizzle are marlin.cu's. Reading order: ring_tile.cuh, this file, ring_fetch.cuh.
 #include "dequantise.cuh"
@@ -39,7 +39,7 @@ struct Places {
 
   __device__ explicit Places(const Position& at) {
     const int k_block = at.warp_k * kWarpBlocks, scale_row = k_block / kGroupBlocks;
-    const int row = at.warp_m * kBlockRows + at.lane % kBlockRows, half = at.lane / kBlockRows % 2;
+    const int row = at.lane % kBlockRows, half = at.lane / kBlockRows % 2;
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       activations[turn] = swizzle<kARowVectors>(row, 2 * (k_block + turn * kStepBlocks) + half) * 16;
@@ -87,7 +87,7 @@ __device__ __forceinline__ void load_fragments(Fragments& fragments, const Fragm
   const u32 activations = stage + places.activations[step % Places::kTurns] + Places::activations_after(step);
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
-    load_operand(fragments.activations[m], activations + m * (kWarpsM * kBlockRows * kARowVectors * 16));
+    load_operand(fragments.activations[m], activations + m * (kBlockRows * kARowVectors * 16));
   }
 }
 
@@ -109,13 +109,10 @@ __device__ __forceinline__ void dequantise_word(WordWeights& weights, const Frag
   }
 }
 
-// sum (+)= left · right, unless row block m lies beyond M.
-__device__ __forceinline__ void product(float (&sum)[4], const u32 (&left)[4], const u32 (&right)[2], bool begins, int m,
-                                        int live) {
+// sum (+)= left · right.
+__device__ __forceinline__ void product(float (&sum)[4], const u32 (&left)[4], const u32 (&right)[2], bool begins) {
   if (begins) {
     Type::mma_new(sum, left, right);
-  } else if (kTileM > 48 && m > 0) {
-    Type::mma_if(m < live, sum, left, right);
   } else {
     Type::mma(sum, left, right);
   }
@@ -123,26 +120,26 @@ __device__ __forceinline__ void product(float (&sum)[4], const u32 (&left)[4], c
 
 // The products of word j with 8 rows, weights on the left, and with 16, weights on the right.
 __device__ __forceinline__ void products(float (*sums)[4], int j, const WordWeights& weights, const u32 (&rows)[2],
-                                         bool begins, int m, int live) {
-  product(sums[j], {weights[0][0], weights[0][1], weights[1][0], weights[1][1]}, rows, begins, m, live);
+                                         bool begins) {
+  product(sums[j], {weights[0][0], weights[0][1], weights[1][0], weights[1][1]}, rows, begins);
 }
 
 __device__ __forceinline__ void products(float (*sums)[4], int j, const WordWeights& weights, const u32 (&rows)[4],
-                                         bool begins, int m, int live) {
-  product(sums[2 * j], rows, weights[0], begins, m, live);
-  product(sums[2 * j + 1], rows, weights[1], begins, m, live);
+                                         bool begins) {
+  product(sums[2 * j], rows, weights[0], begins);
+  product(sums[2 * j + 1], rows, weights[1], begins);
 }
 
 // A step's products. The weights of word j + 1 (of the next step after the last) are dequantised while the tensor cores
-// work on those of word j, so neither waits for the other (paper 3.4). Row blocks from `live` on lie beyond M.
+// work on those of word j, so neither waits for the other (paper 3.4).
 __device__ __forceinline__ void multiply(Sums& sums, bool begins, WordWeights (&weights)[2], const Fragments& fragments,
-                                         const Fragments& next, int live) {
+                                         const Fragments& next) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     dequantise_word(weights[(j + 1) % 2], j < 3 ? fragments : next, (j + 1) % 4);
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m) {
-      products(sums[m], j, weights[j % 2], fragments.activations[m], begins, m, live);
+      products(sums[m], j, weights[j % 2], fragments.activations[m], begins);
     }
   }
 }
@@ -183,7 +180,7 @@ __device__ __forceinline__ void add_group(Sums& sums, const Sums& part, const Gr
 }
 
 // The products of one segment, summed in registers.
-__device__ __forceinline__ void accumulate(Sums& sums, RingReader& reader, int k_tiles, int live, const Places& places,
+__device__ __forceinline__ void accumulate(Sums& sums, RingReader& reader, int k_tiles, const Places& places,
                                            const Position& at) {
 #pragma unroll
   for (int u = 0; u < kVectors; ++u) put_vector(sums, u, {});
@@ -206,10 +203,10 @@ __device__ __forceinline__ void accumulate(Sums& sums, RingReader& reader, int k
         load_fragments(next, fragments[step % 2], stage, (step + 1) % kSteps, places, at);
       }
       if constexpr (kScaleSums) {
-        multiply(part, step % kGroupSteps == 0, weights, fragments[step % 2], next, live);
+        multiply(part, step % kGroupSteps == 0, weights, fragments[step % 2], next);
         if (group_ends) add_group(sums, part, scales);
       } else {
-        multiply(sums, false, weights, fragments[step % 2], next, live);
+        multiply(sums, false, weights, fragments[step % 2], next);
       }
     }
   }
@@ -230,11 +227,6 @@ struct Output {
     if (m >= M || n >= N) return;
     if (bias != nullptr) sum = sum + widened<Type>(*reinterpret_cast<const uint4*>(bias + n));
     *reinterpret_cast<uint4*>(C + static_cast<size_t>(m) * N + n) = rounded<Type>(sum);
-  }
-
-  // How many row blocks of a warp are not wholly beyond M.
-  __device__ __forceinline__ int live(const Position& at) const {
-    return ((M - row + kBlockRows - 1) / kBlockRows - at.warp_m + kWarpsM - 1) / kWarpsM;
   }
 };
 
@@ -260,9 +252,6 @@ marlin_ring(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte alig
   launch_dependents();
 
   if (threadIdx.x >= kThreads) {
-#if __CUDA_ARCH_FEAT_SM90_ALL
-    if (kReallocate) setmaxnreg_dec<kFetchRegisters>();
-#endif
     const int role = threadIdx.x / 32 - kWarps;
     Cursor cursor;
     if (role == 0) {
@@ -283,9 +272,6 @@ marlin_ring(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte alig
   }
 
   wait_for_predecessor();
-#if __CUDA_ARCH_FEAT_SM90_ALL
-  if (kReallocate) setmaxnreg_inc<kComputeRegisters>();
-#endif
   const Position at;
   const Places places(at);
   const Workspace workspace{partial_sums, arrivals};
@@ -295,7 +281,7 @@ marlin_ring(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte alig
     const TileCoordinates tile = tile_of(segment);
     const Output output{C, bias, M, N, tile.row * kTileM, tile.column * kTileN};
     const auto write = [&](int u, const OutputVector& sum) { output.write(u, sum, at); };
-    accumulate(sums, reader, segment.k_end - segment.k_begin, output.live(at), places, at);
+    accumulate(sums, reader, segment.k_end - segment.k_begin, places, at);
     reduce_over_warps<kExchange>(sums, at, reinterpret_cast<float4*>(shared + kStages * kStageVectors));
     if (segment.slices == 1 || kReductionAblated) {
       for_each_owned(sums, at, write);

@@ -68,19 +68,6 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The same where `live`, the same in all lanes, is not 0; else nothing.
-__device__ __forceinline__ void mma_m16n8k16_f16_if(u32 live, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %10, 0;\n@p " MB_MMA("f16") "{%0, %1, %2, %3};\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(live));
-}
-
-__device__ __forceinline__ void mma_m16n8k16_bf16_if(u32 live, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %10, 0;\n@p " MB_MMA("bf16") "{%0, %1, %2, %3};\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(live));
-}
-
 // d[16x8] = a[16x16] * b[16x8]: sums that begin need no registers set to nought.
 __device__ __forceinline__ void mma_m16n8k16_f16_new(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   asm volatile(MB_MMA("f16") "{%10, %10, %10, %10};"

@@ -8,6 +8,11 @@
 #pragma once
 #include "ptx.cuh"
 
+// 1 for compute-sanitizer's racecheck, which does not follow __syncwarp from the lanes that read to the one that arrives.
+#ifndef EVERY_LANE_RELEASES
+#define EVERY_LANE_RELEASES 0
+#endif
+
 // Position in the ring; `phase` is the parity of the round.
 struct Cursor {
   int stage = 0;
@@ -31,7 +36,7 @@ class Ring {
   __device__ void initialize(int arrivals) const {
     for (int stage = 0; stage < kStages; ++stage) {
       mbarrier_init(full_ + 8 * stage, arrivals);
-      mbarrier_init(empty_ + 8 * stage, kWarps);
+      mbarrier_init(empty_ + 8 * stage, kWarps * (EVERY_LANE_RELEASES ? 32 : 1));
     }
     fence_mbarrier_init();
     fence_proxy_async_shared();
@@ -46,7 +51,7 @@ class Ring {
   // By a whole warp, once it has read the stage.
   __device__ __forceinline__ void release(Cursor cursor, int lane) const {
     __syncwarp();
-    if (lane == 0) mbarrier_arrive(empty_ + 8 * cursor.stage);
+    if (EVERY_LANE_RELEASES || lane == 0) mbarrier_arrive(empty_ + 8 * cursor.stage);
   }
 
  private:

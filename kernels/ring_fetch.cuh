@@ -3,8 +3,8 @@
 // One warp asks for weights, two for activations; each runs ahead of the warps that compute as far as the ring is deep, also
 // into the next output tile. Weights are stored as gapless 64x64 blocks [K / 64][N / 64][2 KiB], so a tile reads runs of 4 to
 // 16 KiB, and each run is one bulk copy (sm_90 and later). Rows of activations are swizzled, so copies are 16 bytes a lane.
-// Rows of A beyond M and strips of W beyond N are not fetched: what stands in their place only meets outputs
-// that are never stored.
+// Rows of A beyond M and strips of W beyond N are not fetched: what stands in their place only meets outputs that are never
+// stored.
 #pragma once
 #include "ptx.cuh"
 #include "ring_tile.cuh"
@@ -23,14 +23,10 @@ struct Operands {
 };
 
 // A dependent launch starts while its predecessor still runs; from here on the predecessor's results are in memory.
-__device__ __forceinline__ void wait_for_predecessor() {
-  griddepcontrol_wait();
-}
+__device__ __forceinline__ void wait_for_predecessor() { griddepcontrol_wait(); }
 
 // From here on a dependent launch may take SMs that this one has left.
-__device__ __forceinline__ void launch_dependents() {
-  griddepcontrol_launch_dependents();
-}
+__device__ __forceinline__ void launch_dependents() { griddepcontrol_launch_dependents(); }
 
 // Weights, scales and zero points of one k tile after the other, asked for by a warp.
 class WeightFetcher {

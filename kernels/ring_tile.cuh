@@ -1,19 +1,16 @@
 // The numbers that shape one build of marlin_ring.cu, all from -D options (marlin_bench/marlin_config.py sets them):
 //   TILE_M x TILE_N x TILE_K   rows, columns and k steps of a CTA's tile
 //   WARPS                      that compute
-//   TALL                       0 or 1: the warps that fetch hand their registers on (sm_90a), so that a warp may have 64 rows
 //   STAGES                     depth of the shared-memory ring, as deep as the device allows
 //   SCALE_ROWS                 scale groups that one k tile touches: 1, or TILE_K / group
 //   BF16, ZEROS                0 or 1: activations in BF16, weights with 4-bit zero points
 //   CTAS_PER_SM                how many are meant to share an SM
 //   SCALE_SUMS                 0 or 1: scales are applied to weights, or to the sums of a group
 //
-// Warp layout (paper 3.4 "Warp Layout"): kWarps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 columns and up to 64 rows; the
-// warps left over split K inside the tile and are added up at its end (reduction.cuh). Wide warp tiles use each weight
-// from shared memory for all rows, and eight warps suffice to keep four schedulers busy. Warps that share rows take
-// 8-row blocks in turns, so that a tile of few rows leaves none of them idle.
+// Warp layout (paper 3.4 "Warp Layout"): kWarps = kWarpsN x kWarpsK. A warp owns 64 columns and all rows; the warps left
+// over split K inside the tile and are added up at its end (reduction.cuh).
 //
-//      TILE 16x128x128  1 x 2 x 4      TILE 64x256x64  1 x 4 x 2      TILE 128x256x64  2 x 4 x 1
+//      TILE 8x256x128  4 x 2      TILE 16x128x256  2 x 4
 #pragma once
 #include "fragments.cuh"
 
@@ -31,26 +28,22 @@ constexpr bool kZeros = ZEROS;
 constexpr bool kScaleSums = SCALE_SUMS;
 
 constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
-// Four more warps leave them 168 registers: enough for 32 rows a warp. On sm_90a those four can hand theirs on.
-constexpr bool kReallocate = TALL;
-constexpr int kFetchRegisters = 40, kComputeRegisters = 232;
 constexpr int kFetchThreads = 128;  // beside those that compute: a warp for weights, two for activations, an idle one
 constexpr int kWarpsN = kTileN / kStripColumns;
-constexpr int kWarpsM = (kTileM + 63) / 64;
-constexpr int kWarpsK = kWarps / (kWarpsN * kWarpsM);
+constexpr int kWarpsK = kWarps / kWarpsN;
 constexpr bool kWeightsLeft = kTileM == 8;  // half the work for the tensor cores; else as in fragments.cuh
 constexpr int kBlockRows = kWeightsLeft ? 8 : 16;
-constexpr int kRowBlocks = kTileM / kBlockRows / kWarpsM;  // of a warp
-constexpr int kSteps = kTileK / 16 / kWarpsK;            // k blocks of a warp in a tile
-constexpr int kGroupBlocks = kTileK / 16 / kScaleRows;   // k blocks of a tile that share scales
+constexpr int kRowBlocks = kTileM / kBlockRows;
+constexpr int kSteps = kTileK / 16 / kWarpsK;             // k blocks of a warp in a tile
+constexpr int kGroupBlocks = kTileK / 16 / kScaleRows;    // k blocks of a tile that share scales
 // Warps that split K take its blocks in turns, or a run each, so that a group's sums are whole before they are scaled.
 constexpr bool kRuns = SCALE_SUMS;
-constexpr int kStepBlocks = kRuns ? 1 : kWarpsK;         // k blocks from step to step
-constexpr int kWarpBlocks = kRuns ? kSteps : 1;          // and from warp to warp
+constexpr int kStepBlocks = kRuns ? 1 : kWarpsK;          // k blocks from step to step
+constexpr int kWarpBlocks = kRuns ? kSteps : 1;           // and from warp to warp
 constexpr int kStepsAGroup = kGroupBlocks > kStepBlocks ? kGroupBlocks / kStepBlocks : 1;
 constexpr int kGroupSteps = kSteps < kStepsAGroup ? kSteps : kStepsAGroup;
-static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the row warps must divide the warps");
-static_assert(kRowBlocks * kBlockRows * kWarpsM == kTileM, "row warps share the tile evenly");
+static_assert(kWarpsN * kWarpsK == kWarps, "TILE_N / 64 must divide the warps");
+static_assert(kTileM == 8 || kTileM % 16 == 0, "row blocks are whole");
 static_assert(kSteps >= 2 && kSteps % 2 == 0, "an even number of steps lets two register buffers take turns");
 
 // A stage of the ring, in 16-byte vectors: activations, weights, scales, zero points.
@@ -65,16 +58,16 @@ constexpr int kStageVectors = kAVectors + kBVectors + kScaleVectors + kZeroVecto
 
 // Where a computing thread stands.
 struct Position {
-  int lane, group, pair;            // group = lane / 4, pair = lane % 4 (g and t of fragments.cuh)
-  int warp_m, warp_n, warp_k;
+  int lane, group, pair;  // group = lane / 4, pair = lane % 4 (g and t of fragments.cuh)
+  int warp_n, warp_k;
+  static constexpr int warp_m = 0;
   __device__ Position() {
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // the compiler then knows that it is uniform
     lane = threadIdx.x % 32;
     group = lane / 4;
     pair = lane % 4;
     warp_n = warp % kWarpsN;
-    warp_m = warp / kWarpsN % kWarpsM;
-    warp_k = warp / (kWarpsN * kWarpsM);
+    warp_k = warp / kWarpsN;
   }
 };
 
@@ -92,10 +85,10 @@ struct Position {
 // The sums of a warp, and its output vectors (reduction.cuh): eight neighbours of a row of C. u is a compile-time number
 // wherever this is used, so the sums stay in registers.
 using Sums = float[kRowBlocks][kWeightsLeft ? 4 : 8][4];
-constexpr int kVectors = kTileM / kWarpsM / 4;
+constexpr int kVectors = kTileM / 4;
 
 // Vectors that warps which split K exchange at a time, behind the ring, which is being filled: 24 KiB or less.
-constexpr int kExchangeSpace = 24 / (kWarpsM * kWarpsN * (kWarpsK > 1 ? kWarpsK - 1 : 1));
+constexpr int kExchangeSpace = 24 / (kWarpsN * (kWarpsK > 1 ? kWarpsK - 1 : 1));
 constexpr int kExchange = kExchangeSpace > kVectors ? kVectors : kExchangeSpace < 1 ? 1 : kExchangeSpace;
 
 __device__ __forceinline__ OutputVector vector_of(const Sums& sums, int u) {
@@ -129,8 +122,7 @@ __device__ __forceinline__ void put_vector(Sums& sums, int u, const OutputVector
 
 // Row (of the tile) and column (of the warp) of output vector u.
 __device__ __forceinline__ int row_of(int u, const Position& at) {
-  return kWeightsLeft ? (u / 2 * kWarpsM + at.warp_m) * 8 + 2 * at.pair + at.group % 2
-                      : (u / 4 * kWarpsM + at.warp_m) * 16 + u / 2 % 2 * 8 + at.group;
+  return kWeightsLeft ? u / 2 * 8 + 2 * at.pair + at.group % 2 : u / 4 * 16 + u / 2 % 2 * 8 + at.group;
 }
 
 __device__ __forceinline__ int column_of(int u, const Position& at) {
@@ -157,5 +149,5 @@ __device__ __forceinline__ void settle(Sums& sums, const Position& at) {
   }
 }
 
-// The warps that compute meet; the one that fetches goes on.
+// The warps that compute meet; those that fetch go on.
 __device__ __forceinline__ void sync_computing() { bar_sync(1, kThreads); }

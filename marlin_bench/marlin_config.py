@@ -34,8 +34,8 @@ class ConfigError(ValueError):
 class Tile:
     """What a CTA computes at a time: `rows` x `columns` of C, `depth` of K; `ctas_per_sm` are meant to share an SM.
 
-    `ring`: marlin_ring.cu, where warps that only fetch keep a ring of stages filled by bulk copies (sm_90 and later);
-    `tall`: they hand their registers on, which takes sm_90a. `scale_sums`: a group's sums are scaled, not its weights.
+    `ring`: marlin_ring.cu, where warps that only fetch keep a ring of stages filled by bulk copies (sm_90 and later).
+    `scale_sums`: a group's sums are scaled, not its weights.
     """
 
     rows: int
@@ -44,18 +44,17 @@ class Tile:
     ctas_per_sm: int = 1
     warps: int = WARPS
     ring: bool = False
-    tall: bool = False
     scale_sums: bool = False
 
     def __str__(self) -> str:
-        kind = "t" if self.tall else "r" if self.ring else ""
+        kind = "r" if self.ring else ""
         warps = "" if self.warps == WARPS else f"w{self.warps}"
         pair = "" if self.ctas_per_sm == 1 else f"x{self.ctas_per_sm}"
         return f"{self.rows}x{self.columns}x{self.depth}{kind}{'s' if self.scale_sums else ''}{warps}{pair}"
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
         """Whether GPUs of this compute capability have the instructions that it takes."""
-        return capability == _HOPPER if self.tall else capability >= _HOPPER if self.ring else True
+        return capability >= _HOPPER or not self.ring
 
     @property
     def threads(self) -> int:
@@ -133,8 +132,7 @@ class Build:
             "CTAS_PER_SM": self.tile.ctas_per_sm,
         }
         if self.tile.ring:
-            scaling = {"SCALE_SUMS": int(self.tile.scale_sums)}
-            defines |= {"WARPS": self.tile.warps, "TALL": int(self.tile.tall)} | scaling
+            defines |= {"WARPS": self.tile.warps, "SCALE_SUMS": int(self.tile.scale_sums)}
         return defines
 
 

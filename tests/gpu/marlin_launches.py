@@ -1,6 +1,10 @@
 """Small launches of marlin, for compute-sanitizer:
 
 compute-sanitizer --tool memcheck python tests/gpu/marlin_launches.py
+compute-sanitizer --tool racecheck python tests/gpu/marlin_launches.py EVERY_LANE_RELEASES=1
+
+Arguments are macros for the builds. racecheck does not follow __syncwarp from the lanes that read a stage of the ring
+to the one that gives it back: with this macro each lane gives it back, and nothing else changes.
 
 All tiles that this GPU has a build for: warps that split K, slices of several CTAs, whole tiles, ragged rows and
 columns, and more k tiles than stages.
@@ -15,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from marlin_bench.backends.marlin import Marlin, MarlinBf16, Product, make_plan, packed_operands, tiles_of
 from marlin_bench.check import check_output, fault, poison
+from marlin_bench.marlin_config import Build
 from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
 
 
@@ -34,7 +39,13 @@ def launch(M, N, K, group_size, tile, ctas, backend):
         assert fault(check_output(output, expected, backend.tolerance, "before")) is None
 
 
+def define(macros):
+    plain = Build.defines.fget
+    Build.defines = property(lambda build: plain(build) | macros)
+
+
 if __name__ == "__main__":
+    define(dict(argument.split("=") for argument in sys.argv[1:]))
     tiles = tiles_of(torch.device("cuda", 0))
     for number, tile in enumerate(tiles):
         bf16 = number % 2 and not tile.scale_sums
