@@ -18,6 +18,7 @@ from marlin_bench.gate import GateError
 from marlin_bench.gate_rules import RelativeRule
 from marlin_bench.history import change_points, history
 from marlin_bench.judgement import Judgement
+from marlin_bench.plots.history import draw
 from marlin_bench.record import Origin, Status
 from marlin_bench.store import find_runs, newest_run, read_run
 
@@ -152,6 +153,16 @@ def test_history_marks_the_run_at_which_a_cell_changed_for_good(tmp_path):
     assert [series.points[index].commit for index in series.changes] == ["c7"]
     assert series.step(series.changes[0]) == pytest.approx(1.06, abs=0.005)
     assert found["square_8k/g128/M16", "cublas_fp16"].changes == ()
+
+
+def test_a_drawn_history_stands_every_run_in_one_place_under_its_commit(tmp_path):
+    runs = [run(tmp_path, f"r{day:02}", commit=f"c{day}", started=f"202611{day:02}T000000Z") for day in range(1, 6)]
+    late = [r.__class__(r.folder, r.meta, [one for one in r.records if one.backend != "marlin"]) for r in runs[:2]]
+    figure = draw(history([*late, *runs[2:]]))
+    panel = figure.axes[0]
+    assert [label.get_text() for label in panel.get_xticklabels()] == [f"c{day}" for day in range(1, 6)]
+    lines = {container.get_label(): list(container.lines[0].get_xdata()) for container in panel.containers}
+    assert lines == {"cublas_fp16": [0, 1, 2, 3, 4], "marlin": [2, 3, 4]}
 
 
 def test_one_outlier_and_plain_noise_are_no_change():
