@@ -23,8 +23,9 @@ ROOT = Path(__file__).parent.parent
 MODULES = ("gate", "gate_case", "gate_values", "gate_changes", "compare", "judgement", "verdict", "bisect")
 TESTS = ("test_compare.py", "test_gate.py", "test_cli_gate.py", "test_baseline.py", "test_bisect.py")
 PROCESSES = os.cpu_count() or 1
-LONGEST_S = 60
-"""A mutant that makes a test hang is noticed too."""
+LEAST_PATIENCE_S = 60
+PATIENCE = 10
+"""A mutant that makes its tests take so many times as long hangs, and is noticed too."""
 
 REVERSED = {
     ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -141,7 +142,7 @@ class Plugin:
         tests = sorted(self.callers.get(mutant.function.__code__, []), key=lambda pair: pair[0])
         pid = os.fork()
         if pid == 0:
-            signal.alarm(LONGEST_S)
+            signal.alarm(LEAST_PATIENCE_S + int(PATIENCE * sum(seconds for seconds, _ in tests)))
             mutant.apply()
             os._exit(0 if all(runs(item) for _, item in tests) else 1)
         return pid
