@@ -339,16 +339,15 @@ def test_whoever_quantises_for_itself_is_judged_by_what_it_holds_and_its_error_t
 
 def test_weights_that_are_right_by_their_own_account_alone_are_wrong():
     def pack(self, weights):
-        held = torch.zeros(weights.K, weights.N)  # multiplies nothing, and says that it holds nothing
-        return Packed({"weights": held}, reference=lambda columns: held[:, columns] + 1e-9,
+        held = weights.dequantized().float().roll(1, 0)  # other weights, honestly declared
+        return Packed({"weights": held}, reference=lambda columns: held[:, columns],
                       extra={"shape": (weights.K, weights.N), "group": weights.group_size})  # fmt: skip
 
-    def product(self, packed, activations):
-        return (activations.double() @ (packed.tensors["weights"].double() + 1e-9)).half()
-
-    stand_in("sim_zero_weights", pack=pack, product=product)
-    record = measure("sim_fp16", "sim_zero_weights")["sim_zero_weights"]
+    stand_in("sim_other_weights", pack=pack)
+    record = measure("sim_fp16", "sim_other_weights")["sim_other_weights"]
     assert record.status is Status.WRONG
+    assert "off that of the weights it was given" in record.reason
+    assert record.canonical_error > 1
 
 
 def test_a_result_of_its_own_is_what_is_checked():
