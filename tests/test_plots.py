@@ -259,3 +259,10 @@ def test_a_profiled_product_is_marked_over_the_bytes_that_were_counted(made):
     assert (mark.backend, mark.M, mark.x, mark.y) == ("marlin", 16, 40.0, row.achieved_flops)
     assert "over the bytes a profiler counted" in texts(roofline.draw([panel], "H200"))
     assert "profiler" not in texts(roofline.draw(roofline_panels(chosen, ROOFS), "H200"))
+
+
+def test_many_strangers_are_told_apart():
+    from marlin_bench.plots.theme import looks
+
+    chosen = looks([f"peer_{index}" for index in range(25)])
+    assert len(set(chosen.values())) == 25

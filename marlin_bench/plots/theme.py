@@ -62,8 +62,15 @@ _OTHERS = (
 
 
 def looks(backends: Iterable[str]) -> dict[str, Look]:
-    """A look for each backend; those without a fixed one take theirs in order of name, so that a set keeps its own."""
+    """A look for each backend; those without a fixed one take theirs in order of name, so that a set keeps its own.
+
+    Past the first seven colours come again with other markers: 49 backends are told apart.
+    """
     names = list(dict.fromkeys(backends))
     strangers = sorted(name for name in names if name not in _FIXED)
-    chosen = {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(strangers)}
+    count = len(_OTHERS)
+    chosen = {
+        name: Look(_OTHERS[index % count].colour, _OTHERS[(index + index // count) % count].marker)
+        for index, name in enumerate(strangers)
+    }
     return {name: _FIXED.get(name) or chosen[name] for name in names}
