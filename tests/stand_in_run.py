@@ -33,9 +33,9 @@ machine = Path(os.environ["STAND_IN_MACHINE"]).read_text() if "STAND_IN_MACHINE"
 step = options.results.parent.name
 with Path(os.environ["STAND_IN_LOG"]).open("a") as log:
     log.write(f"{step} {options.results.name} {os.environ['MARLIN_BENCH_COMMIT'][:10]} {' '.join(options.only)}\n")
-if machine == "interrupt" and step != "ends":
-    os.kill(os.getppid(), signal.SIGINT)
-    sys.exit(130)
+if machine in {"SIGINT", "SIGTERM"} and step != "ends":
+    os.kill(os.getppid(), signal.Signals[machine])
+    signal.pause()
 if machine == "no device" and step != "ends":
     print("marlin-bench: the GPU has fallen off the bus", file=sys.stderr)
     sys.exit(6)

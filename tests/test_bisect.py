@@ -197,9 +197,10 @@ def test_an_end_that_does_not_build_ends_with_5(repository, bisect, without_pip)
     assert "no compiler" in err
 
 
-def test_ctrl_c_leaves_everything_as_it_was(repository, bisect):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_and_a_cancelled_job_leave_everything_as_it_was(repository, bisect, name):
     folder, commits = repository(FAST, FAST, SLOW, SLOW)
-    code, _, err = bisect(folder, commits[0], commits[3], machine="interrupt")
+    code, _, err = bisect(folder, commits[0], commits[3], machine=name)
     assert code == 130
     assert "Traceback" not in err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -90,11 +91,14 @@ def bisect(
             lambda sentence: typer.echo(sentence, err=True),
         )
         search = Bisection(question, *ends)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cancelled job is a Ctrl-C
         try:
             search.search()
         except KeyboardInterrupt:
             _print(search.found, keep, as_json=as_json)
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
     _print(search.found, keep, as_json=as_json)
     raise typer.Exit(search.found.exit_code)
 
