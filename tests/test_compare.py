@@ -161,6 +161,19 @@ def test_a_cell_without_any_record_is_no_subject():
     assert CellChange("c", "m", "kernel", make_record("marlin", 1, 1e-5), None, Judgement.INVALID, "").named.M == 1
 
 
+def test_an_ambiguous_cell_says_whether_its_measures_disagree_or_are_noisy():
+    wide = Change(0.004, -0.012, 0.02, 0.008)
+    apart = evidence(time=wide, steady=wide, paired=steady(0.03))
+    assert judge(apart, is_slower=False, is_faster=False) == (
+        Judgement.AMBIGUOUS,
+        "+3.0% against cublas_fp16, but -1.2% to +2.0% in time at one clock",
+    )
+    for paired in (wide, None):
+        _, words = judge(evidence(time=wide, steady=wide, paired=paired), is_slower=False, is_faster=False)
+        assert words.endswith("too noisy for a tolerance of 1.0%")
+        assert ("against cublas_fp16" in words) == (paired is not None)
+
+
 def test_the_words_say_against_what_only_where_there_is_a_witness():
     assert judge(evidence(**all_axes(0.03)), is_slower=True, is_faster=False)[1] == (
         "3.0% slower against cublas_fp16, +3.0% in time at one clock"
