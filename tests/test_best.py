@@ -101,6 +101,14 @@ def run(tmp_path):
     return RunSpec(records).write(tmp_path / "results")
 
 
+def test_ours_alone_is_no_victory(tmp_path):
+    sparse = record("marlin_sparse", 1, 10.0, own=True, format="int4_2of4_g128")
+    run = RunSpec([fp16(1), sparse]).write(tmp_path / "results")
+    text = markdown.best_block(run, rows(run.records, None))
+    assert "| marlin\\_sparse 4.0" in text
+    assert "**marlin" not in text
+
+
 def test_the_table_says_who_is_first_and_what_ours_reaches(run):
     text = markdown.best_block(run, rows(run.records, None))
     (line,) = [line for line in text.splitlines() if line.startswith("| square")]

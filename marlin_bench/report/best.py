@@ -45,6 +45,8 @@ class Winner:
 
     best: Row
     own: Row | None
+    is_contested: bool
+    """Whether anybody else's kernel took part."""
 
     @property
     def is_own(self) -> bool:
@@ -100,7 +102,7 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
 def _winner(found: Sequence[Row]) -> Winner:
     ordered = sorted(found, key=lambda row: -_speedup(row).value)
     own = next((row for row in ordered if row.record.kernel_digest is not None), None)
-    return Winner(ordered[0], own)
+    return Winner(ordered[0], own, any(row.record.kernel_digest is None for row in found))
 
 
 def tally(found: Iterable[Standing]) -> str:

@@ -73,7 +73,7 @@ def _winner_cell(winner: Winner) -> str:
     best = _contestant(winner.best)
     part = share(winner.best)
     text = f"{best} ({format_percent(part)})" if part is not None else best
-    if winner.own is None:
+    if winner.own is None or not winner.is_contested:
         return text
     if winner.is_own:
         return f"**{text}**"
@@ -88,7 +88,7 @@ def _contestant(row: Row) -> str:
 def best_block(run: Run, rows: Sequence[Row]) -> str:
     """What stands between the second pair of markers of a README: who is best where."""
     marks = (
-        f"Bold: ours is the fastest; `>`: a peer is, ours after it; `≈`: the intervals overlap; {OTHER_DTYPE}: its"
+        f"Bold: ours is the fastest of several; `>`: a peer is, ours after it; `≈`: the intervals overlap; {OTHER_DTYPE}: its"
         " activations are not those of the FP16 baseline.\n"
     )
     return f"{_where(run)}{tally(standings(rows))} {marks}\n{best_table(rows)}"
