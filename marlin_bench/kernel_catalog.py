@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from marlin_bench import marlin_config, marlin_hopper_choice, marlin_sparse_config
+from marlin_bench import marlin_choice, marlin_config, marlin_hopper_choice, marlin_sparse_config
 from marlin_bench.cuda_source import BuildError, compile_cubin, kernels_folder
 
 SHARED_BYTES_PER_BLOCK = {
@@ -62,7 +62,7 @@ def _marlin(arch: str) -> Iterator[KernelBuild]:
         for label, operands in (("fp16 g128", plain), ("fp16 g32 zp", zeros), ("bf16 g32 zp", heavy)):
             if operands is not plain and arch in ("sm_86", "sm_89", "sm_90"):
                 continue  # the same registers as sm_80 or sm_90a
-            if not marlin_config.suits(tile, operands):
+            if not marlin_choice.suits(tile, operands):
                 continue
             try:
                 build = marlin_config.build_for(tile, operands, SHARED_BYTES_PER_BLOCK[arch])

@@ -1,25 +1,23 @@
 """One build and one launch of kernels/marlin.cu or marlin_ring.cu, without a GPU: tile, macros, shared memory, grid.
 
 A build is a tile shape with what the operands are (dtype, groups, zero points) and as many pipeline stages as the
-device's shared memory holds; a launch adds the grid. Which tile and grid suit a problem is decided here too.
+device's shared memory holds; a launch adds the grid. Which ones suit a problem: marlin_choice.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 from marlin_bench.layouts.marlin import BLOCK
 
 WARPS = 8
 GROUP_SIZES = (32, 64, 128, None)
 LARGEST_M = 65536
-_AMPERE, _HOPPER = (8, 0), (9, 0)
+_HOPPER = (9, 0)
 _ONE_GROUP_SHIFT = 31  # shifts any k to group 0: one scale a column
 _STATIC_SHARED_BYTES = 512  # two barriers a stage and a flag
 _RESERVED_SHARED_BYTES = 1024  # CUDA's own share of an SM's shared memory for each resident CTA
-_FEWEST_STAGES = 3
 _MOST_STAGES_OF_A_RING = 16
 _MOST_STAGES = 4  # without one; deeper was never faster on an H200 and costs small layers 10 % (filling takes longer) …
 _USEFUL_BYTES = 48 * 1024  # … but a narrow tile's stages are half as large: weights on their way a CTA
@@ -254,112 +252,6 @@ def tile_named(name: str) -> Tile:
         if str(tile) == name:
             return tile
     raise ConfigError(f"there is no tile '{name}': use {', '.join(map(str, TILES))}")
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What the choice of a tile and a grid depends on."""
-
-    sm_count: int
-    shared_per_block: int
-    capability: tuple[int, int] = _AMPERE
-
-
-class TileShape(Protocol):
-    """What a grid depends on of a tile, of this kernel or another that is partitioned the same way."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of C."""
-
-    @property
-    def columns(self) -> int:
-        """Columns of C."""
-
-    @property
-    def ctas_per_sm(self) -> int:
-        """CTAs that are meant to share an SM."""
-
-
-def suitable_ctas(tile: TileShape, M: int, N: int, sm_count: int) -> int:
-    """CTAs for a problem: all that fit, or up to a tenth fewer when each tile is then cut into equal slices.
-
-    A CTA whose stripe crosses from one tile to the next fills its pipeline and adds up twice: on an H200 a layer of
-    4096 x 4096 takes 11.1 us on 132 CTAs and 9.0 on 128.
-    """
-    most = sm_count * tile.ctas_per_sm
-    tiles = -(-M // tile.rows) * -(-N // tile.columns)
-    even = tiles * max(1, most // tiles)
-    return even if _EVEN_SHARE * most <= even <= most else most
-
-
-_EVEN_SHARE = 0.9
-_SHORT_TILES: tuple[tuple[int, float, tuple[str, ...]], ...] = (
-    # up to this M, from this many 16 KiB tiles of weights an SM on: the best first (measured on an H200)
-    (8, 40, ("8x256x128rs", "8x512x128rw16", "16x256x128x2", "16x256x64x2")),
-    (8, 12, ("8x256x128rs", "8x128x256r", "16x256x128", "16x256x64x2")),
-    (8, 0, ("8x128x256r", "16x128x128", "16x256x64x2")),
-    (16, 40, ("16x256x256rs", "16x512x128rw16", "16x256x128x2", "16x256x64x2")),
-    (16, 12, ("16x256x256rs", "16x128x256r", "16x256x128", "16x256x64x2")),
-    (16, 0, ("16x128x256r", "16x128x128", "16x256x64x2")),
-    (32, 12, ("32x256x64",)),
-    (32, 0, ("32x128x128", "32x256x64")),
-    (48, 0, ("48x256x64",)),
-    (64, 12, ("64x256x128", "64x256x64")),
-    (64, 0, ("64x128x128", "64x256x64")),
-)
-
-
-def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
-    """Names of tiles, the best first; whether they fit K and the device is checked after."""
-    weight_tiles = -(-N // 256) * (K / 128) / sm_count
-    for largest_M, fewest, names in _SHORT_TILES:
-        if largest_M >= M and weight_tiles >= fewest:
-            return names
-    for rows, columns, name in ((128, 256, "128x256x64"), (64, 256, "64x256x128"), (64, 128, "64x128x128")):
-        # a tile an SM, uncut; narrow ones read activations too often for layers that are not small
-        fills = _EVEN_SHARE * sm_count <= -(-M // rows) * -(-N // columns) <= sm_count
-        if fills and (columns == 256 or weight_tiles < 12):
-            return name, "64x256x64"
-    if 64 < M <= 96 and weight_tiles >= 12:
-        return "96x256x64", "64x256x64"
-    tall = min((96, 128), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
-    if -(-M // tall) * -(-N // 256) * 4 <= sm_count:
-        # more tiles, so that fewer CTAs share one
-        return ("64x128x128", "64x256x64") if weight_tiles < 12 and M <= 128 else ("64x256x128", "64x256x64")
-    return (f"{tall}x256x64", "64x256x64")
-
-
-WITHOUT_ZERO_POINTS = ("64x256x128", "16x512x128rw16")
-"""Tiles whose registers do not hold zero points too: builds of them would spill."""
-
-
-def suits(tile: Tile, operands: Operands) -> bool:
-    """Whether a tile has builds for such operands.
-
-    Scaled sums stand for weights that are not rounded to 16 bits. In FP16 that is a difference of 1e-4, in BF16 ten
-    times as much, and the reference is rounded.
-    """
-    if operands.zero_points and str(tile) in WITHOUT_ZERO_POINTS:
-        return False
-    return not (operands.bf16 and tile.scale_sums)
-
-
-def choose_build(operands: Operands, M: int, N: int, K: int, machine: Machine) -> Build:
-    """The build for a problem: the preferred tile that divides K and has at least three stages on this machine."""
-    for name in _preferred(M, N, K, machine.sm_count):
-        tile = tile_named(name)
-        if K % tile.depth or not tile.runs_on(machine.capability):
-            continue
-        if not suits(tile, operands):
-            continue
-        try:
-            build = build_for(tile, operands, machine.shared_per_block)
-        except ConfigError:
-            continue
-        if build.stages >= _FEWEST_STAGES:
-            return build
-    raise ConfigError(f"no tile for M {M}, N {N}, K {K} fits {machine.shared_per_block} bytes of shared memory")
 
 
 def unsupported_shape(M: int, N: int, K: int, group_size: int | None) -> str | None:

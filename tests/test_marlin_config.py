@@ -6,18 +6,8 @@ from hypothesis import strategies as st
 
 from marlin_bench.backends.marlin import Marlin
 from marlin_bench.backends.protocol import DeviceTraits
-from marlin_bench.marlin_config import (
-    TILES,
-    ConfigError,
-    Machine,
-    Operands,
-    Stripes,
-    build_for,
-    choose_build,
-    plan_for,
-    suitable_ctas,
-    tile_named,
-)
+from marlin_bench.marlin_choice import Machine, choose_build, suitable_ctas
+from marlin_bench.marlin_config import TILES, ConfigError, Operands, Stripes, build_for, plan_for, tile_named
 from marlin_bench.problem import Problem
 
 AMPERE = Machine(84, 99 * 1024)

@@ -15,18 +15,16 @@ from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype,
 from marlin_bench.cuda_driver import Geometry, PreparedLaunch
 from marlin_bench.cuda_source import load_module, source_digest
 from marlin_bench.layouts import marlin as layout
+from marlin_bench.marlin_choice import Machine, choose_build, suitable_ctas
 from marlin_bench.marlin_config import (
     TILES,
     Build,
     ConfigError,
-    Machine,
     Operands,
     Plan,
     Tile,
     build_for,
-    choose_build,
     plan_for,
-    suitable_ctas,
     tile_named,
     unsupported_shape,
 )

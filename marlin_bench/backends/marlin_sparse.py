@@ -16,7 +16,8 @@ from marlin_bench.cuda_driver import Geometry, PreparedLaunch
 from marlin_bench.cuda_source import load_module, source_digest
 from marlin_bench.layouts import marlin_sparse as layout
 from marlin_bench.layouts.marlin import BLOCK
-from marlin_bench.marlin_config import Operands, suitable_ctas
+from marlin_bench.marlin_choice import suitable_ctas
+from marlin_bench.marlin_config import Operands
 from marlin_bench.marlin_sparse_config import (
     SparseBuild,
     SparseMachine,
