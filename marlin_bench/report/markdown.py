@@ -88,8 +88,8 @@ def _contestant(row: Row) -> str:
 def best_block(run: Run, rows: Sequence[Row]) -> str:
     """What stands between the second pair of markers of a README: who is best where."""
     marks = (
-        f"Bold: ours is the fastest of several; `>`: a peer is, ours after it; `≈`: the intervals overlap; {OTHER_DTYPE}: its"
-        " activations are not those of the FP16 baseline.\n"
+        "Bold: ours is the fastest of several; `>`: a peer is, ours after it; `≈`: the intervals overlap; "
+        f"{OTHER_DTYPE}: its activations are not those of the FP16 baseline.\n"
     )
     return f"{_where(run)}{tally(standings(rows))} {marks}\n{best_table(rows)}"
 
