@@ -14,7 +14,7 @@ from marlin_bench.roofline import roofs_from_ceilings
 from marlin_bench.speedup import rows
 from marlin_bench.store import StoreError, published_folder, read_run
 
-PUBLISHED = published_folder() / "h200" / "20261121T112528Z_twins_c5c81227fac5"
+PUBLISHED = published_folder() / "h200" / "20261121T135146Z_twins_33a743698253"
 
 
 @pytest.fixture(scope="module")
