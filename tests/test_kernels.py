@@ -14,10 +14,16 @@ BUILDS = kernel_builds()
 RECORDED = kernel_catalog.recorded_resources()
 
 
+@pytest.mark.every_build
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.key)
 def test_a_build_takes_the_recorded_registers_and_shared_memory(build):
     taken = compile_build(build)
     assert taken == RECORDED[build.key], "run `python -m marlin_bench.kernel_catalog` and review the difference"
+
+
+@pytest.mark.parametrize("build", {build.source: build for build in BUILDS}.values(), ids=lambda build: build.key)
+def test_a_build_of_each_kernel_takes_what_is_recorded(build):
+    assert compile_build(build) == RECORDED[build.key]
 
 
 def test_the_table_holds_the_builds_and_no_others():

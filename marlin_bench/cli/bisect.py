@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from marlin_bench.table import Line
 
 MEASURE = ("-m", "marlin_bench", "run")
+_ENDINGS = (signal.SIGINT, signal.SIGTERM)
 """What a tree's interpreter runs to measure: the marlin-bench that the tree brings, else the one installed."""
 
 
@@ -91,14 +92,16 @@ def bisect(
             lambda sentence: typer.echo(sentence, err=True),
         )
         search = Bisection(question, *ends)
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cancelled job is a Ctrl-C
+        # a cancelled job is a Ctrl-C, and jobs in the background of a shell start with Ctrl-C ignored
+        before = {ending: signal.signal(ending, signal.default_int_handler) for ending in _ENDINGS}
         try:
             search.search()
         except KeyboardInterrupt:
             _print(search.found, keep, as_json=as_json)
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for ending, handler in before.items():
+                signal.signal(ending, handler)
     _print(search.found, keep, as_json=as_json)
     raise typer.Exit(search.found.exit_code)
 
