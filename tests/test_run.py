@@ -226,9 +226,19 @@ def wait_for_timing(process, cell):
     raise AssertionError("the sweep ended before it timed anything")
 
 
-def workers_alive():
-    found = subprocess.run(["pgrep", "-f", "simulated_worker.py"], capture_output=True, text=True, check=False)
-    return set(found.stdout.split())
+def workers_of(parent):
+    """Its workers alone: tests beside this one have theirs."""
+    command = ["pgrep", "-P", str(parent), "-f", "simulated_worker.py"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {int(number) for number in found.stdout.split()}
+
+
+def is_alive(process):
+    state = Path(f"/proc/{process}/stat")
+    try:
+        return state.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_ctrl_c_once_finishes_the_block_saves_and_exits_130(tmp_path):
@@ -243,17 +253,18 @@ def test_ctrl_c_once_finishes_the_block_saves_and_exits_130(tmp_path):
 
 
 def test_kill_9_of_the_parent_loses_nothing_and_ends_the_worker(tmp_path):
-    before = workers_alive()
     process = start_sweep(tmp_path)
     wait_for_timing(process, "256x128/g128/M2")
+    workers = workers_of(process.pid)
+    assert workers
     process.kill()
     process.wait()
     (folder,) = find_runs(tmp_path)
     assert {record.cell for record in read_run(folder).records} == {"256x128/g128/M1"}
     deadline = time.monotonic() + 20
-    while workers_alive() - before and time.monotonic() < deadline:
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not workers_alive() - before
+    assert not any(map(is_alive, workers))
     again = start_sweep(tmp_path)
     text = again.communicate(timeout=120)[0]
     assert again.returncode == ExitCode.DONE
@@ -264,14 +275,13 @@ def test_kill_9_of_the_parent_loses_nothing_and_ends_the_worker(tmp_path):
 def test_kill_9_of_the_worker_is_a_crash_of_the_backend_in_turn(tmp_path):
     suite = simulated_suite(["sim_fp16", "sim_slow"], M=[1], min_blocks=60, max_blocks=60)
     progress = QuietProgress()
-    before = workers_alive()
     killed = []
 
     def kill_once(cell, backend, phase):
         if backend == "sim_slow" and phase == "timing" and not killed:
-            killed.extend(workers_alive() - before)
-            for pid in killed:
-                os.kill(int(pid), signal.SIGKILL)
+            killed.extend(workers_of(os.getpid()))
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
 
     progress.on_phase = kill_once
     outcome = run(suite, tmp_path, progress, executor=simulated_executor())

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from marlin_bench.table import Line
 
 MEASURE = ("-m", "marlin_bench", "run")
-_ENDINGS = (signal.SIGINT, signal.SIGTERM)
 """What a tree's interpreter runs to measure: the marlin-bench that the tree brings, else the one installed."""
+_ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
 def bisect(
