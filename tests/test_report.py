@@ -131,6 +131,13 @@ def test_a_published_run_is_said_to_be_one_and_has_no_commands(tmp_path):
     assert shown[ROW_FIELDS.index("notes")].startswith("published: Fig. 1")
 
 
+def test_a_run_that_was_cut_says_how_many_cells_it_holds(run):
+    written, roofs, found = run
+    assert f", {written.meta.cells} cells" in render(*run)
+    object.__setattr__(written, "meta", written.meta.model_copy(update={"cells": 285}))
+    assert f", {len({record.cell for record in written.records})} of 285 cells" in render(written, roofs, found)
+
+
 def test_five_thousand_records_stay_under_eight_megabytes(tmp_path):
     many = [
         make_record(backend, M, 1e-5, layer=f"layer_{layer}", K=1024 * (layer + 1), N=4096, blocks=8)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _IDEAL_STYLES = ("--", "-.", ":")
 _SMALL = FONT_SIZE - 2
+_SAME_IDEAL = 0.03
 
 
 def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
@@ -29,11 +30,14 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
         formats = list(dict.fromkeys(ideal.format for panel in panels for ideal in panel.ideals))
         for ax, panel in zip(axes, panels, strict=True):
             _frame(ax, panel)
+            named: list[float] = []  # ideals that nearly coincide (with zero points and without) are named once
             for ideal in panel.ideals:
                 style = _IDEAL_STYLES[formats.index(ideal.format) % len(_IDEAL_STYLES)]
                 xs, ys = zip(*ideal.points, strict=True)
                 ax.plot(xs, ys, color=INK, linestyle=style, linewidth=1.1, label=f"ideal {ideal.format}")
-                _value_at_start(ax, xs[0], ys[0])
+                if all(abs(ys[0] - other) > _SAME_IDEAL * other for other in named):
+                    _value_at_start(ax, xs[0], ys[0])
+                    named.append(ys[0])
             for series in panel.series:
                 _curve(ax, series, styles[series.backend])
             for place, (backend, batch) in enumerate(sorted(panel.crossovers, key=lambda found: found[1])):

@@ -82,6 +82,7 @@ def render(run: Run, roofs: Roofs | None, rows: Sequence[Row]) -> str:
     counts = {grade: sum(found.grade is grade for found in judged) for grade in Grade}
     return templates.get_template("page.html").render(
         meta=run.meta,
+        measured=len({record.cell.partition("+")[0] for record in run.records}),
         version=__version__,
         data=script_json(page_data(run, roofs, rows)),
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
