@@ -21,6 +21,7 @@ from marlin_bench.gate import refuse_baseline
 from marlin_bench.gate_rules import RelativeRule
 from marlin_bench.judgement import Judgement
 from marlin_bench.record import Block, Record, RunMeta, Status
+from marlin_bench.record_lines import line_of
 from marlin_bench.retry import repeated
 from marlin_bench.store import BASELINES_FOLDER, META_FILE, PACKED_RECORDS_FILE, Run, StoreError, read_meta, read_run
 
@@ -169,17 +170,9 @@ def _replace(folder: Path, run: Run, most: int) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         (draft / META_FILE).write_text(run.meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        lines = (record.model_dump_json(exclude_defaults=True) for record in slimmed(run.records, most))
-        text = "".join(_with_version(line) + "\n" for line in lines)
+        text = "".join(map(line_of, slimmed(run.records, most)))
         (draft / PACKED_RECORDS_FILE).write_bytes(gzip.compress(text.encode(), mtime=0))
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     except OSError as error:
         raise StoreError(f"cannot write {folder} ({error.strerror}): free space or choose --results") from error
-
-
-def _with_version(text: str) -> str:
-    """Defaults are left out to stay small, but a reader needs the schema version of every line."""
-    from marlin_bench.record import SCHEMA_VERSION
-
-    return text if '"schema_version"' in text else f'{{"schema_version":{SCHEMA_VERSION},{text[1:]}'

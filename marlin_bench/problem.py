@@ -37,6 +37,10 @@ class Format:
     kept: Fraction = Fraction(1)
     metadata_bits: int = 0
 
+    def __hash__(self) -> int:
+        """By its name: what counts bytes looks formats up thousands of times, and a fraction is slow to hash."""
+        return hash(self.name)
+
     @property
     def is_quantized(self) -> bool:
         """Whether the codes need scales to become weights."""

@@ -20,7 +20,8 @@ from marlin_bench.device import slug
 from marlin_bench.plan import cell_id
 from marlin_bench.problem import parse_format
 from marlin_bench.record import Ceiling, Environment, Origin, Published, Record, RunMeta, Status, record_id
-from marlin_bench.store import META_FILE, RECORDS_FILE, open_writer, published_folder
+from marlin_bench.run_writer import open_writer
+from marlin_bench.store import META_FILE, RECORDS_FILE, published_folder
 
 QUOTED_SUITE = "a10"
 """The suite whose cells the figures are: a gate of that suite judges them."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from marlin_bench.problem import Format, Problem, parse_format
 
@@ -69,8 +72,11 @@ class Flag(StrEnum):
     CHANGED_SETTINGS = "changed_settings"
 
 
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, **_STRICT)
 
 
 class Telemetry(_Model):
@@ -86,7 +92,8 @@ class Telemetry(_Model):
     throttle_s: dict[str, float] = Field(default_factory=dict)
 
 
-class Block(_Model):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)  # slots: a run holds a hundred thousand of these
+class Block:
     """One round in which every backend of the cell was timed once."""
 
     index: int
@@ -95,7 +102,7 @@ class Block(_Model):
     started_s: Seconds
     sm_clock_hz: float | None = None
     telemetry: Telemetry | None = None
-    flags: list[Flag] = Field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
 
 
 class Check(_Model):
@@ -215,7 +222,7 @@ class Record(_Model):
     @property
     def problem(self) -> Problem:
         """The product that was timed."""
-        return Problem(self.M, self.N, self.K, self.group_size)
+        return _problem(self.M, self.N, self.K, self.group_size)
 
     @property
     def weight_format(self) -> Format:
@@ -232,6 +239,12 @@ class Record(_Model):
         """Median SM clock over the blocks, None where no block has one."""
         clocks = sorted(block.sm_clock_hz for block in self.blocks if block.sm_clock_hz is not None)
         return clocks[len(clocks) // 2] if clocks else None
+
+
+@lru_cache(maxsize=8192)
+def _problem(M: int, N: int, K: int, group_size: int | None) -> Problem:
+    """The records of one cell share their product: every row asks for it several times."""
+    return Problem(M, N, K, group_size)
 
 
 class Ceiling(_Model):

@@ -49,10 +49,7 @@ def pooled(first: Record, again: Record) -> Record:
         return again
     start = 1 + max(block.index for block in first.blocks)
     later = 1 + max(block.started_s for block in first.blocks)
-    moved = [
-        block.model_copy(update={"index": block.index + start, "started_s": block.started_s + later})
-        for block in again.blocks
-    ]
+    moved = [replace(block, index=block.index + start, started_s=block.started_s + later) for block in again.blocks]
     return first.model_copy(
         update={
             "blocks": [*first.blocks, *moved],
@@ -82,7 +79,7 @@ def repeated(run: Run, records: Iterable[Record]) -> Run:
             merged.append(record)
             continue
         shift = longest[record.cell, record.timer] - max((block.index for block in record.blocks), default=-1)
-        shifted = [block.model_copy(update={"index": block.index + shift}) for block in again.blocks]
+        shifted = [replace(block, index=block.index + shift) for block in again.blocks]
         merged.append(pooled(record, again.model_copy(update={"blocks": shifted})))
     return replace(run, records=[*merged, *fresh.values()])
 

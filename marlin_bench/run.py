@@ -28,7 +28,8 @@ from marlin_bench.open_devices import open_devices
 from marlin_bench.plan import Cell, Selection, plan
 from marlin_bench.provenance import Revision
 from marlin_bench.record import Ceiling, Check, Record, RunMeta, Status
-from marlin_bench.store import DiskFullError, RunWriter, StoreError, find_runs, open_writer, read_meta, read_run
+from marlin_bench.run_writer import DiskFullError, RunWriter, open_writer
+from marlin_bench.store import StoreError, find_runs, read_meta, read_run
 from marlin_bench.suite import Suite
 
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"

@@ -156,23 +156,25 @@ class _Timed:
     """A record with one time a block: a block counts once however many samples it holds, they share its clock."""
 
     record: Record
-    places: dict[int, int]
+    indices: list[int]
     times: NDArray[np.float64]
     logs: NDArray[np.float64]
 
 
 def _timed(record: Record) -> _Timed:
-    places = {block.index: place for place, block in enumerate(record.blocks)}
+    indices = [block.index for block in record.blocks]
     times = block_medians([block.times for block in record.blocks])
     with np.errstate(divide="ignore"):  # a time of zero has no ratio: it is refused where one is taken
-        return _Timed(record, places, times, np.log(times))
+        return _Timed(record, indices, times, np.log(times))
 
 
 def _log_ratios(baseline: _Timed, own: _Timed) -> NDArray[np.float64]:
     """Logarithm of the baseline's time over the record's, of the blocks that both finished."""
-    if baseline.places == own.places:
-        return baseline.logs - own.logs
-    both = [(baseline.places[index], place) for index, place in own.places.items() if index in baseline.places]
+    shared = min(len(baseline.indices), len(own.indices))
+    if baseline.indices[:shared] == own.indices[:shared]:  # as ever, unless one was measured again: one left earlier
+        return baseline.logs[:shared] - own.logs[:shared]
+    places = {index: place for place, index in enumerate(baseline.indices)}
+    both = [(places[index], place) for place, index in enumerate(own.indices) if index in places]
     theirs, mine = np.array(both, np.intp).reshape(-1, 2).T
     return baseline.logs[theirs] - own.logs[mine]
 

@@ -25,10 +25,7 @@ _PROTOTYPES = {backend: make_record(backend, 16, time) for backend, time in TIME
 
 
 def _block(index, time, clock):
-    # built without validation: a thousand gates hold half a million blocks
-    return Block.model_construct(
-        index=index, order=0, times=[time], started_s=0.1 * index, sm_clock_hz=clock, telemetry=None, flags=[]
-    )
+    return Block(index=index, order=0, times=[time], started_s=0.1 * index, sm_clock_hz=clock)
 
 
 def record(backend, cell, times, clocks=None, **changes):

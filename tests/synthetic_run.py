@@ -18,7 +18,9 @@ from marlin_bench.record import (
     Telemetry,
     record_id,
 )
-from marlin_bench.store import RECORDS_FILE, Run, _line, open_writer
+from marlin_bench.record_lines import line_of
+from marlin_bench.run_writer import open_writer
+from marlin_bench.store import RECORDS_FILE, Run
 
 BATCHES = (1, 16, 32, 64, 128, 256, 512, 1024)
 LAYERS = {"square_8k": (8192, 8192), "mlp_up": (28672, 8192), "72k_x_18k": (18432, 73728)}  # name -> N, K
@@ -192,7 +194,7 @@ class RunSpec:
         with open_writer(folder) as writer:
             writer.write_meta(meta)
         with (folder / RECORDS_FILE).open("a") as lines:  # at once: a writer sees each record on disk
-            lines.writelines(map(_line, self.records))
+            lines.writelines(map(line_of, self.records))
         return Run(folder, meta, self.records)
 
 

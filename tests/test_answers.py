@@ -16,8 +16,8 @@ from marlin_bench.plots import predict as predict_plot
 from marlin_bench.plots.canvas import PlotError, save
 from marlin_bench.predict import Prediction, UnknownGpuError, find_gpu, predict
 from marlin_bench.roofline import roofs_from_ceilings
+from marlin_bench.run_writer import open_writer
 from marlin_bench.speedup import rows
-from marlin_bench.store import open_writer
 
 GPU_YAML = """key: mine
 names: []

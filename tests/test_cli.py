@@ -56,7 +56,8 @@ def test_every_complaint_is_the_name_of_an_exception_that_exists():
 
 
 def test_the_most_derived_complaint_decides_and_others_are_no_complaint():
-    from marlin_bench.store import DiskFullError, StoreError
+    from marlin_bench.run_writer import DiskFullError
+    from marlin_bench.store import StoreError
 
     assert complaint_of(DiskFullError("full")) is ExitCode.PARTLY_FAILED
     assert complaint_of(StoreError("held")) is ExitCode.USAGE

@@ -11,7 +11,7 @@ from marlin_bench.exit_codes import ExitCode
 from marlin_bench.plan import Selection
 from marlin_bench.record import Check, Status
 from marlin_bench.run import RunOutcome, Verification
-from marlin_bench.store import DiskFullError
+from marlin_bench.run_writer import DiskFullError
 
 
 @pytest.fixture

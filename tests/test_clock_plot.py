@@ -22,12 +22,11 @@ def measured(results: Path, telemetry=None, clock_hz=1500e6):
             continue
         first = 100.0 * cells.index(record.cell) + (0.5 if record.backend == "marlin" else 0.0)
         blocks = [
-            block.model_copy(
-                update={
-                    "started_s": first + index,
-                    "sm_clock_hz": clock_hz,
-                    "telemetry": telemetry(index) if telemetry else None,
-                }
+            replace(
+                block,
+                started_s=first + index,
+                sm_clock_hz=clock_hz,
+                telemetry=telemetry(index) if telemetry else None,
             )
             for index, block in enumerate(record.blocks[:10])
         ]

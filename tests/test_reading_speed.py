@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from synthetic_run import RunSpec, h200_records
@@ -70,7 +71,7 @@ def test_without_telemetry_everything_else_is_the_same():
     bare = [
         record.model_copy(
             update={
-                name: [block.model_copy(update={"telemetry": None}) for block in getattr(record, name)]
+                name: [replace(block, telemetry=None) for block in getattr(record, name)]
                 for name in ("blocks", "throttled_blocks")
             }
         )
@@ -82,8 +83,9 @@ def test_without_telemetry_everything_else_is_the_same():
 @pytest.mark.parametrize("with_telemetry", [True, False])
 def test_whatever_stands_in_a_record_is_read_right_or_refused(run, tmp_path, with_telemetry):
     record = run.records[0]
-    block = record.blocks[0].model_copy(
-        update={"telemetry": Telemetry(power_w=1.0, event_reasons=["a}b"], throttle_s={"sw_power_cap": 0.1})}
+    block = replace(
+        record.blocks[0],
+        telemetry=Telemetry(power_w=1.0, event_reasons=["a}b"], throttle_s={"sw_power_cap": 0.1}),
     )
     tricky = record.model_copy(update={"reason": 'said ,"telemetry":{"power_w":1} once', "blocks": [block, block]})
     folder = RunSpec([tricky], name="tricky").write(tmp_path).folder

@@ -168,7 +168,7 @@ def test_the_second_run_on_a_folder_is_told_who_holds_it(tmp_path):
 
 
 def test_a_full_disk_stops_with_exit_7_and_keeps_what_was_written(tmp_path, monkeypatch):
-    from marlin_bench.store import DiskFullError, RunWriter
+    from marlin_bench.run_writer import DiskFullError, RunWriter
 
     whole = RunWriter.append
     written = []

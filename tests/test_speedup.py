@@ -1,6 +1,7 @@
 """Rows from records: pairing, ideals, flags, crossovers."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_derived_numbers_follow_from_the_median_time():
 
 def test_a_block_of_many_samples_counts_once():
     record = make_record("marlin", 1, 1e-5, blocks=5, noise=0)
-    many = [block.model_copy(update={"times": [1e-5] * 100}) for block in record.blocks]
+    many = [replace(block, times=[1e-5] * 100) for block in record.blocks]
     row = rows([record.model_copy(update={"blocks": many})], None)[0]
     assert row.time.high == math.inf  # five blocks bound nothing at 95 %, however often each was sampled
 

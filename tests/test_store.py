@@ -8,12 +8,11 @@ import pytest
 from synthetic_run import make_record
 
 from marlin_bench.record import Environment, Origin, RunMeta
+from marlin_bench.run_writer import DiskFullError, open_writer
 from marlin_bench.store import (
-    DiskFullError,
     StoreError,
     find_runs,
     newest_run,
-    open_writer,
     publish,
     published_folder,
     read_run,

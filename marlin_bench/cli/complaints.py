@@ -31,7 +31,7 @@ EXIT_CODES: dict[str, ExitCode] = {
     "marlin_bench.bisect.EndError": ExitCode.NOTHING_MEASURED,
     "marlin_bench.noise.NoiseError": ExitCode.USAGE,
     "marlin_bench.store.MissingValueError": ExitCode.NOTHING_MEASURED,
-    "marlin_bench.store.DiskFullError": ExitCode.PARTLY_FAILED,
+    "marlin_bench.run_writer.DiskFullError": ExitCode.PARTLY_FAILED,
     "marlin_bench.store.StoreError": ExitCode.USAGE,
     "marlin_bench.device.DeviceError": ExitCode.ENVIRONMENT,
     "marlin_bench.cuda_source.BuildError": ExitCode.PARTLY_FAILED,
