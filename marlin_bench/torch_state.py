@@ -7,7 +7,7 @@ neighbours measure. So they are read before a backend is called and put back aft
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,3 +94,14 @@ def watched(changed: set[str]) -> Iterator[None]:
         if found:
             changed |= found
             restore_state(before)
+
+
+class SettingsWatch:
+    """The context that a backend's code runs in: what it changes for the whole process is put back and remembered."""
+
+    def __init__(self) -> None:
+        self.changed: dict[str, set[str]] = {}  # by backend
+
+    def __call__(self, backend: str) -> AbstractContextManager[None]:
+        """Around a call into `backend`."""
+        return watched(self.changed.setdefault(backend, set()))

@@ -46,7 +46,7 @@ _LONGEST_REASON = 500
 
 
 class _Replies:
-    """The emitter of measure.py, writing messages."""
+    """The emitter of a cell that is measured, writing messages."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -65,7 +65,7 @@ class _Replies:
         self.send(Verified(backend=backend, check=check))
 
     def record(self, record: Record) -> None:
-        # measure.py builds records piece by piece without validation: here they are validated as a whole
+        # cell_records.py builds records piece by piece without validation: here they are validated as a whole
         self.send(RecordDone(record=Record.model_validate(record.model_dump())))
 
 

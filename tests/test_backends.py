@@ -25,7 +25,8 @@ from marlin_bench.backends.protocol import (
     Missing,
     Packed,
 )
-from marlin_bench.measure import Job, LayerCache, measure_cell
+from marlin_bench.entrant import Job, LayerCache
+from marlin_bench.measure import measure_cell
 from marlin_bench.operands import LayerKey, make_weights
 from marlin_bench.plan import Cell
 from marlin_bench.problem import FP8, Problem, fp4, int4, nf4, parse_format
