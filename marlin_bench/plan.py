@@ -102,6 +102,17 @@ def plan(
     return cells if only is None else _choose_cells(cells, only)
 
 
+def selected_cells(suite: Suite, selection: Selection) -> list[Cell]:
+    """The cells a selection leaves; SelectionError when none."""
+    return plan(
+        suite,
+        only=selection.only or None,
+        layers=selection.layers or None,
+        backends=selection.backends or None,
+        batches=selection.batches or None,
+    )
+
+
 def _choose_cells(cells: list[Cell], asked: Sequence[str]) -> list[Cell]:
     for pattern in asked:
         if not any(fnmatchcase(cell.id, pattern) for cell in cells):

@@ -1,12 +1,10 @@
-"""The sweep: a suite's cells over one or more devices into a run folder, with resume, budget and Ctrl-C.
+"""A run: a suite's cells measured (sweep.py) into a folder of their own, with resume, budget and Ctrl-C.
 
-Where a cell runs is the executor's business; only this process writes results. A record is on disk before the next
-cell starts, and running again measures what is missing and nothing else.
+A record is on disk before the next cell starts, and running again measures what is missing and nothing else.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,47 +12,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from marlin_bench.backends import load_backend
-from marlin_bench.cell_runner import BackendFacts, DeviceRunner, Listener, RunContext
+from marlin_bench.cell_runner import DeviceRunner
 from marlin_bench.clocks import ClockRequest, ClockState, hold_clocks
 from marlin_bench.device import DeviceError, slug
 from marlin_bench.executor import Executor, LocalExecutor, WorkerLostError
 from marlin_bench.exit_codes import ExitCode, deciding
-from marlin_bench.interruption import Interruption
 from marlin_bench.messages import HeldClocks
 from marlin_bench.open_devices import open_devices
-from marlin_bench.plan import Cell, Selection, plan
+from marlin_bench.plan import Cell, Selection, plan, selected_cells
 from marlin_bench.provenance import Revision
-from marlin_bench.record import Ceiling, Check, Record, RunMeta, Status
+from marlin_bench.record import Ceiling, Record, RunMeta, Status
 from marlin_bench.run_writer import DiskFullError, RunWriter, open_writer
 from marlin_bench.store import StoreError, find_runs, read_meta, read_run
 from marlin_bench.suite import Suite
-
-_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
-
-
-class Progress(Protocol):
-    """Who is told how the sweep goes."""
-
-    def started(self, cells_total: int, cells_done: int) -> None:
-        """The sweep begins; `cells_done` were measured by an earlier run of it."""
-
-    def cell_started(self, cell: Cell) -> None:
-        """A cell begins."""
-
-    def backend_progress(self, cell: Cell, backend: str, phase: str) -> None:
-        """A backend of it enters a phase."""
-
-    def record_done(self, record: Record) -> None:
-        """A record is on disk."""
-
-    def cell_done(self, cell: Cell, seconds: float) -> None:
-        """A cell is through."""
-
-    def note(self, sentence: str) -> None:
-        """Something the user should read."""
+from marlin_bench.sweep import TIME_FORMAT, Progress, Sweep
 
 
 @dataclass(frozen=True)
@@ -67,33 +40,6 @@ class RunOutcome:
     cells_total: int
     timed_s: float
     wall_s: float
-
-
-@dataclass(frozen=True)
-class Verification:
-    """One backend's answer in one cell, where only correctness was asked for."""
-
-    cell: Cell
-    backend: str
-    check: Check | None
-    refusal: Record | None
-
-
-def backend_facts(cell: Cell) -> dict[str, BackendFacts]:
-    """What the parent needs to know of a cell's backends."""
-    facts = {}
-    for name in cell.backends:
-        backend = load_backend(name)
-        facts[name] = BackendFacts(
-            name=name,
-            is_baseline=backend.is_baseline,
-            own_process=backend.isolation == "own",
-            format=backend.format(cell.problem).name,
-            activation_dtype=backend.operand_dtype,
-            output_dtype=backend.output_dtype,
-            version=backend.version() if backend.missing() is None else "missing",
-        )
-    return facts
 
 
 def _missing_cells(cells: list[Cell], records: list[Record]) -> list[Cell]:
@@ -113,17 +59,6 @@ def _folder_to_resume(device_folder: Path, suite: Suite, code_digest: str, cells
         if same and run.meta.suite == suite.name:
             return folder if _missing_cells(cells, run.records) else None
     return None
-
-
-def selected_cells(suite: Suite, selection: Selection) -> list[Cell]:
-    """The cells a selection leaves; SelectionError when none."""
-    return plan(
-        suite,
-        only=selection.only or None,
-        layers=selection.layers or None,
-        backends=selection.backends or None,
-        batches=selection.batches or None,
-    )
 
 
 def _load_backends_meanwhile(names: Sequence[str]) -> None:
@@ -154,94 +89,6 @@ def _held_clocks(suite: Suite, runners: list[DeviceRunner], run: str, progress: 
             if state.warning:
                 progress.note(state.warning)
         yield states[0] if states and all(state.locked for state in states) else _FREE
-
-
-class _Sweep:
-    """The cells of one run, shared over the devices."""
-
-    def __init__(self, suite: Suite, writer: RunWriter, meta: RunMeta, progress: Progress) -> None:
-        self.suite, self.writer, self.meta, self.progress = suite, writer, meta, progress
-        self.interruption = Interruption()
-        self.timed_s = 0.0
-        self.cells_done = 0
-        self.statuses: list[Status] = []
-        self.failure: StoreError | None = None
-        self._lock = threading.Lock()
-        self._deadline: float | None = None
-        origin = datetime.strptime(meta.started, _TIME_FORMAT).replace(tzinfo=UTC)
-        self._clock_origin = time.monotonic() - (datetime.now(UTC) - origin).total_seconds()
-
-    def measure(
-        self, runners: list[DeviceRunner], cells: list[Cell], budget_s: float | None, clocks: HeldClocks
-    ) -> None:
-        """Measure `cells`, each on whichever device is free."""
-        self._deadline = None if budget_s is None else time.monotonic() + budget_s
-        waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
-        for cell in cells:
-            waiting.put(cell)
-        self.interruption.on_first = lambda: self._finish_early(runners)
-        with self.interruption.handled():
-            if len(runners) == 1:
-                self._serve(runners[0], waiting, clocks)
-                return
-            threads = [threading.Thread(target=self._serve, args=(runner, waiting, clocks)) for runner in runners]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(timeout=0.2)  # wakes up for signals
-
-    def _finish_early(self, runners: list[DeviceRunner]) -> None:
-        self.progress.note("stopping after the block in progress; press Ctrl-C again to stop at once")
-        for runner in runners:
-            try:
-                runner.session.finish()
-            except WorkerLostError:
-                continue  # its cell already reports the loss
-
-    def _must_stop(self) -> bool:
-        late = self._deadline is not None and time.monotonic() >= self._deadline
-        return late or self.interruption.asked.is_set() or self.failure is not None
-
-    def _serve(self, runner: DeviceRunner, waiting: queue.SimpleQueue[Cell], clocks: HeldClocks) -> None:
-        context = RunContext(
-            run=self.meta.run,
-            device=slug(self.meta.environment.device_name),
-            sampling=self.suite.sampling,
-            clock_origin=self._clock_origin,
-            effort=self.suite.tune,
-            clocks=clocks,
-            energy=self.suite.energy,
-        )
-        while not self._must_stop():
-            try:
-                cell = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                self._one_cell(runner, cell, context)
-            except StoreError as error:
-                self.failure = error
-
-    def _one_cell(self, runner: DeviceRunner, cell: Cell, context: RunContext) -> None:
-        began = time.monotonic()
-        self.progress.cell_started(cell)
-        listener = Listener(
-            phase=lambda backend, phase: self.progress.backend_progress(cell, backend, phase),
-            record=self._keep,
-            verified=lambda _backend, _check: None,
-        )
-        timed_s = runner.run(cell, backend_facts(cell), context, listener)
-        with self._lock:
-            self.timed_s += timed_s
-            self.cells_done += 1
-        self.progress.cell_done(cell, time.monotonic() - began)
-
-    def _keep(self, record: Record) -> None:
-        with self._lock:
-            self.writer.append(record)
-            self.statuses.append(record.status)
-        self.progress.record_done(record)
 
 
 _EXIT_OF_STATUS = {
@@ -298,7 +145,7 @@ def run_suite(
                     progress.note("measuring the machine's ceilings")
                     meta = meta.model_copy(update={"ceilings": _ceilings(runners[0])})
                 writer.write_meta(meta)
-                sweep = _Sweep(suite, writer, meta, progress)
+                sweep = Sweep(suite, writer, meta, progress)
                 try:
                     sweep.measure(runners, missing, budget_s, HeldClocks(locked=state.locked, profile=state.profile))
                 finally:
@@ -313,14 +160,14 @@ def run_suite(
             runner.close()
 
 
-def _write_totals(writer: RunWriter, meta: RunMeta, sweep: _Sweep) -> None:
+def _write_totals(writer: RunWriter, meta: RunMeta, sweep: Sweep) -> None:
     try:
         writer.write_meta(meta)
     except DiskFullError as error:
         sweep.failure = sweep.failure or error
 
 
-def _outcome(folder: Path, cells: list[Cell], sweep: _Sweep, wall_s: float) -> RunOutcome:
+def _outcome(folder: Path, cells: list[Cell], sweep: Sweep, wall_s: float) -> RunOutcome:
     records = read_run(folder).records
     wanted = {cell.id for cell in cells}
     statuses = [record.status for record in records if record.cell.partition("+")[0] in wanted]
@@ -344,7 +191,7 @@ def _ceilings(runner: DeviceRunner) -> list[Ceiling]:
 def _new_meta(suite: Suite, runner: DeviceRunner, device_folder: Path) -> RunMeta:
     environment = runner.session.ready.environment
     while True:  # two runs that start within a second must not share a folder
-        started = datetime.now(UTC).strftime(_TIME_FORMAT)
+        started = datetime.now(UTC).strftime(TIME_FORMAT)
         name = f"{started}_{suite.name}_{Revision(environment.commit, environment.dirty).tag}"
         if not (device_folder / name).exists():
             break
@@ -359,35 +206,3 @@ def _new_meta(suite: Suite, runner: DeviceRunner, device_folder: Path) -> RunMet
         environment=environment,
         cells=len(plan(suite)),
     )
-
-
-def verify_suite(
-    suite: Suite, *, selection: Selection, devices: str | None, executor: Executor | None = None
-) -> Iterator[Verification]:
-    """Check every backend of the selected cells for right answers, timing nothing and storing nothing."""
-    cells = selected_cells(suite, selection)
-    runner = open_devices(suite, devices, executor or LocalExecutor())[0]
-    context = RunContext(
-        run="verify",
-        device=slug(runner.session.ready.environment.device_name),
-        sampling=suite.sampling,
-        clock_origin=time.monotonic(),
-        effort=suite.tune,
-        verify_only=True,
-    )
-    try:
-        for cell in cells:
-            found: list[Verification] = []
-            listener = Listener(
-                phase=lambda _backend, _phase: None,
-                record=lambda record, cell=cell, found=found: found.append(  # type: ignore[misc]
-                    Verification(cell, record.backend, None, record)
-                ),
-                verified=lambda backend, check, cell=cell, found=found: found.append(  # type: ignore[misc]
-                    Verification(cell, backend, check, None)
-                ),
-            )
-            runner.run(cell, backend_facts(cell), context, listener)
-            yield from found
-    finally:
-        runner.close()

@@ -10,8 +10,9 @@ from marlin_bench.device import DeviceError
 from marlin_bench.exit_codes import ExitCode
 from marlin_bench.plan import Selection
 from marlin_bench.record import Check, Status
-from marlin_bench.run import RunOutcome, Verification
+from marlin_bench.run import RunOutcome
 from marlin_bench.run_writer import DiskFullError
+from marlin_bench.verify import Verification
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_verify_tells_right_from_wrong_by_its_exit_code(run_cli, monkeypatch, st
             refusal = None if status is Status.OK else make_record("marlin", 1, 0, status=status, reason="a reason")
             yield Verification(Cell, "marlin", None if refusal else check, refusal)
 
-    monkeypatch.setattr("marlin_bench.run.verify_suite", verify_suite)
+    monkeypatch.setattr("marlin_bench.verify.verify_suite", verify_suite)
     ended, out, err = run_cli("verify", "smoke")
     assert ended == code
     assert [line.split()[2] for line in out.splitlines()[1:]] == [status.value for status in statuses]

@@ -170,7 +170,7 @@ class Counting(LocalExecutor):
         return super().open(device)
 
 
-def run(backends, results, M=(1,), timeout=3.0, executor=None):
+def run(backends, results, M=(1,), timeout=60.0, executor=None):
     suite = simulated_suite(backends, M=M, timeout=timeout)
     outcome = run_suite(
         suite, selection=Selection(), results=results, devices=None, budget_s=None,
@@ -203,7 +203,7 @@ def alone(tmp_path_factory):
 )
 def test_who_takes_its_process_down_costs_itself_alone(bad, status, reason, isolation, tmp_path, alone):
     name = bad if isolation == "shared" else f"own_{bad}"
-    outcome, records = run(["sim_fp16", name, "sim_int4"], tmp_path)
+    outcome, records = run(["sim_fp16", name, "sim_int4"], tmp_path, timeout=3.0)
     found = by_backend(records)
     assert found[name].status is status
     assert reason in found[name].reason

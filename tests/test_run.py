@@ -15,8 +15,9 @@ from marlin_bench.device import DeviceError
 from marlin_bench.exit_codes import ExitCode
 from marlin_bench.plan import Selection
 from marlin_bench.record import Status
-from marlin_bench.run import run_suite, verify_suite
+from marlin_bench.run import run_suite
 from marlin_bench.store import StoreError, find_runs, read_run
+from marlin_bench.verify import verify_suite
 
 TESTS = Path(__file__).parent
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from marlin_bench.plan import Cell
     from marlin_bench.record import Record
-    from marlin_bench.run import Progress
+    from marlin_bench.sweep import Progress
 
 Clock = Callable[[], float]
 

@@ -51,7 +51,7 @@ def run(
     budget_s = None if budget is None else parse_duration(budget)
     loaded = load_suite(suite)
     if dry_run:
-        from marlin_bench.run import selected_cells
+        from marlin_bench.plan import selected_cells
 
         _print_plan(loaded, selected_cells(loaded, selection))
         return

@@ -24,9 +24,10 @@ def verify(
     """
     from marlin_bench.exit_codes import ExitCode
     from marlin_bench.record import Status
-    from marlin_bench.run import exit_code_of, verify_suite
+    from marlin_bench.run import exit_code_of
     from marlin_bench.suite import load_suite
     from marlin_bench.table import Column, Line, Table, print_table
+    from marlin_bench.verify import verify_suite
 
     lines, statuses = [], []
     selection = options.selection(only, layer, backend, batch)
