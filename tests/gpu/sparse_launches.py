@@ -16,18 +16,14 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from marlin_bench.backends.marlin_sparse import (
-    MarlinSparse,
-    MarlinSparseBf16,
-    SparseProduct,
-    make_plan,
-    packed_operands,
-)
-from marlin_bench.check import check_output, fault, poison
+from gpu_product import SparseCase
+
+from marlin_bench.backends.marlin_sparse import MarlinSparse, MarlinSparseBf16
 from marlin_bench.marlin_sparse_config import SparseBuild
-from marlin_bench.operands import LayerKey, WeightSource, expected_product, make_activations, make_weights
+from marlin_bench.operands import LayerKey, make_weights
 from marlin_bench.sparse_ceiling import measure_sparse_tensor
 
 CASES = (
@@ -45,18 +41,9 @@ CASES = (
 
 def launch(M, N, K, group_size, tile, ctas, backend):
     weights = make_weights(LayerKey(K, N, group_size, 0), 0, "cuda")
-    packed = backend.pack(weights)
-    activations = make_activations(0, M, K, 0, backend.dtype, "cuda")
-    output = torch.empty(M, N, dtype=backend.dtype, device="cuda")
-    plan = make_plan(
-        packed_operands(packed), M, N, K, activations.device, {"tile": tile, "stages": "3", "ctas": str(ctas)}
-    )
-    product = SparseProduct(plan, packed, activations, output)
-    expected = expected_product(activations, WeightSource(weights, packed.reference))
+    case = SparseCase(M, weights, backend=backend, choice={"tile": tile, "stages": "3", "ctas": str(ctas)})
     for _ in range(2):
-        poison(output)
-        product()
-        assert fault(check_output(output, expected, backend.tolerance, "before")) is None
+        case.check()
 
 
 def launch_loops():

@@ -1,11 +1,18 @@
 """MARLIN on a GPU: right for every shape, tile and format it claims, repeatable, and safe next to other work."""
 
-import time
-
 import pytest
 import torch
+from gpu_product import (
+    Draw,
+    check_layer_compiled,
+    check_layer_in_a_graph,
+    check_on_two_streams,
+    random,
+    relative_error,
+)
+from gpu_product import MarlinCase as Case
 
-from marlin_bench.backends.marlin import Marlin, MarlinBf16, Product, make_plan, make_workspace, packed_operands
+from marlin_bench.backends.marlin import Marlin, MarlinBf16, make_plan, make_workspace, packed_operands
 from marlin_bench.backends.naive_w4a16 import NaiveW4A16
 from marlin_bench.linear import MarlinLinear
 from marlin_bench.marlin_config import TILES, ConfigError
@@ -23,48 +30,8 @@ LLAMA_LAYERS = [
 ]
 
 
-def random(*shape, seed=0, scale=1.0):
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(*shape, device="cuda", generator=generator) * scale
-
-
 def layer(K, N, group_size=128, *, zero_points=False, seed=0):
     return quantize(random(K, N, seed=seed, scale=K**-0.5), group_size, zero_points=zero_points)
-
-
-class Case:
-    """One product: operands, the launch, and what it must give."""
-
-    def __init__(self, M, weights, *, backend=None, bias=False, choice=None, activations=None):
-        self.backend = backend or Marlin()
-        self.weights = weights
-        self.packed = self.backend.pack(weights)
-        dtype = self.backend.dtype
-        self.A = random(M, weights.K, seed=1).to(dtype) if activations is None else activations.to(dtype)
-        self.C = torch.full((M, weights.N), float("nan"), device="cuda", dtype=dtype)
-        self.bias = random(weights.N, seed=2).to(dtype) if bias else None
-        operands = packed_operands(self.packed)
-        self.plan = make_plan(operands, M, weights.N, weights.K, self.A.device, choice)
-        self.launch = Product(self.plan, self.packed, self.A, self.C, self.bias)
-
-    def dense(self):
-        columns = self.packed.reference or self.weights.dequantized
-        return columns(slice(None)).double()
-
-    def expected(self):
-        product = self.A.double() @ self.dense()
-        return product if self.bias is None else product + self.bias.double()
-
-    def check(self):
-        self.C.fill_(float("nan"))
-        self.launch()
-        error = relative_error(self.C, self.expected())
-        assert error < (BF16_TOLERANCE if self.C.dtype is torch.bfloat16 else TOLERANCE)
-        return self.C.clone()
-
-
-def relative_error(C, expected):
-    return ((C.double() - expected).abs().mean() / expected.abs().mean()).item()
 
 
 @pytest.mark.parametrize("M", [1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64, 118, 128, 152, 768, 1024])
@@ -75,6 +42,8 @@ def test_tiles_of_the_papers_tests(M):
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("M", [1, 16, 70])
 def test_every_tile_serves_every_row_count(tile, M):
+    if not tile.runs_on(torch.cuda.get_device_capability()):
+        pytest.skip("made for sm_90 and later")
     Case(M, layer(1024, 512), choice={"tile": str(tile)}).check()
 
 
@@ -139,122 +108,38 @@ def test_outliers_in_a_long_sum_neither_overflow_nor_lose_precision():
 @pytest.mark.parametrize("ctas", [1, 7, 72, 84, 108, 132, 264, 1000])
 @pytest.mark.parametrize("M", [16, 64, 300])
 def test_any_grid_gives_the_product_and_the_same_bits_each_time(ctas, M):
-    case = Case(M, layer(2048, 1024), choice={"ctas": str(ctas)})
-    first = case.check()
-    for _ in range(5):
-        case.C.fill_(float("nan"))
-        case.launch()
-        assert torch.equal(case.C, first)
+    Case(M, layer(2048, 1024), choice={"ctas": str(ctas)}).check_again_and_again(5)
 
 
 @pytest.mark.parametrize("M", [1, 16, 64, 128])
 def test_200_calls_without_resetting_anything(M):
-    case = Case(M, layer(4096, 4096))
-    first = case.check()
-    same = torch.ones((), dtype=torch.bool, device="cuda")
-    for _ in range(200):
-        case.C.fill_(float("nan"))
-        case.launch()
-        same &= torch.eq(case.C, first).all()
-    assert same
+    Case(M, layer(4096, 4096)).check_again_and_again(200)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_a_dead_launch_left_in_the_workspace_changes_nothing(seed):
-    case = Case(16, layer(4096, 4096))
-    first = case.check()
-    counters = case.launch.workspace.counters
-    garbage = torch.randint(-(2**63), 2**63 - 1, counters.shape, device="cuda", dtype=torch.int64)
-    for content in (garbage, torch.full_like(counters, seed + 1), torch.full_like(counters, -1)):
-        counters.copy_(content)
-        case.launch.workspace.sums.fill_(float("nan"))
-        case.C.fill_(float("nan"))
-        case.launch()
-        assert torch.equal(case.C, first)
+    Case(16, layer(4096, 4096)).check_on_any_workspace(seed + 1, -1)
 
 
 def test_graph_replays_give_the_same_bits():
-    case = Case(16, layer(4096, 4096))
-    first = case.check()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(3):
-            case.launch()
-    for _ in range(20):
-        case.C.fill_(float("nan"))
-        graph.replay()
-        assert torch.equal(case.C, first)
+    Case(16, layer(4096, 4096)).check_replayed()
 
 
 def test_two_streams_at_once():
-    cases = [Case(16, layer(4096, 4096, seed=seed)) for seed in range(2)]
-    firsts = [case.check() for case in cases]
-    streams = [torch.cuda.Stream() for _ in cases]
-    torch.cuda.synchronize()
-    for _ in range(50):
-        for case, stream in zip(cases, streams, strict=True):
-            with torch.cuda.stream(stream):
-                case.launch()
-    torch.cuda.synchronize()
-    for case, first in zip(cases, firsts, strict=True):
-        assert torch.equal(case.C, first)
-
-
-SLEEPER = r"""
-extern "C" __global__ void sleeper(volatile int* release) {
-  extern __shared__ int held[];
-  held[0] = 0;
-  for (int naps = 0; naps < 4000000 && *release == 0; ++naps) __nanosleep(1000);
-}
-"""
+    check_on_two_streams(*(Case(16, layer(4096, 4096, seed=seed)) for seed in range(2)))
 
 
 def test_fewer_resident_ctas_than_launched_neither_hang_nor_change_a_bit():
-    """Another kernel holds all SMs but a few, with all their shared memory, until the product is done."""
-    import cupy
-
-    properties = torch.cuda.get_device_properties(0)
-    case = Case(16, layer(4096, 4096))
-    first = case.check()
-    sleeper = cupy.RawModule(code=SLEEPER).get_function("sleeper")
-    shared = properties.shared_memory_per_block_optin
-    sleeper.max_dynamic_shared_size_bytes = shared
-    release = torch.zeros(1, dtype=torch.int32).pin_memory()
-    holder, worker = torch.cuda.Stream(), torch.cuda.Stream()
-    torch.cuda.synchronize()
-    arguments = (release.data_ptr(),)
-    with cupy.cuda.ExternalStream(holder.cuda_stream):
-        sleeper((properties.multi_processor_count - 3,), (32,), arguments, shared_mem=shared)
-    case.C.fill_(float("nan"))
-    done = torch.cuda.Event()
-    torch.cuda.current_stream().synchronize()
-    with torch.cuda.stream(worker):
-        case.launch()
-        done.record()
-    for _ in range(2000):
-        if done.query():
-            break
-        time.sleep(0.001)
-    finished = done.query()
-    release.fill_(1)
-    torch.cuda.synchronize()
-    assert finished
-    assert torch.equal(case.C, first)
+    Case(16, layer(4096, 4096)).check_beside_a_neighbour(free=3)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_shapes_drawn_at_random(seed):
-    draw = torch.Generator().manual_seed(seed)
-
-    def pick(*options):
-        return options[int(torch.randint(len(options), (), generator=draw))]
-
-    group_size = pick(32, 64, 128, None)
-    K = 128 * int(torch.randint(1, 24, (), generator=draw))
-    N = 64 * int(torch.randint(1, 24, (), generator=draw))
-    M = int(torch.randint(1, 400, (), generator=draw))
-    weights = layer(K, N, group_size, zero_points=pick(False, True))
-    Case(M, weights, backend=pick(Marlin, MarlinBf16)(), bias=pick(False, True)).check()
+    draw = Draw(seed)
+    group_size = draw.pick(32, 64, 128, None)
+    K, N, M = 128 * draw.between(1, 24), 64 * draw.between(1, 24), draw.between(1, 400)
+    weights = layer(K, N, group_size, zero_points=draw.pick(False, True))
+    Case(M, weights, backend=draw.pick(Marlin, MarlinBf16)(), bias=draw.pick(False, True)).check()
 
 
 def test_an_impossible_tile_is_named():
@@ -321,21 +206,11 @@ class TestMarlinLinear:
         assert torch.equal(layer_(odd), layer_(odd.clone()))
 
     def test_works_compiled(self, dense):
-        model = torch.nn.Sequential(MarlinLinear.from_linear(dense), torch.nn.ReLU())
-        x = random(9, 512).to(dense.weight.dtype)
-        assert torch.equal(torch.compile(model, fullgraph=True)(x), model(x))
+        check_layer_compiled(MarlinLinear.from_linear(dense), random(9, 512).to(dense.weight.dtype))
 
     def test_works_in_a_graph(self, dense):
         layer_ = MarlinLinear.from_linear(dense, 64, zero_points=True)
-        x = random(9, 512).to(dense.weight.dtype)
-        layer_(x)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = layer_(x)
-        x.copy_(random(9, 512, seed=5))
-        for _ in range(3):
-            graph.replay()
-            assert torch.equal(y, layer_(x))
+        check_layer_in_a_graph(layer_, random(9, 512).to(dense.weight.dtype))
 
     def test_survives_a_state_dict(self, dense):
         layer_ = MarlinLinear.from_linear(dense)

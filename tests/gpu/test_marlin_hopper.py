@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from marlin_bench.backends.marlin_hopper import HopperProduct, MarlinHopper, MarlinHopperBf16, Workspace
+from marlin_bench.check import check_output, fault
 from marlin_bench.layouts.marlin_hopper import pack
 from marlin_bench.marlin_hopper_choice import BATCH_TILES, TABLE, Plan, choose
 from marlin_bench.marlin_hopper_config import WeightKind
@@ -62,14 +63,10 @@ def expected(weights, activations, bias=None):
     return product if bias is None else product + bias.double()
 
 
-def assert_close(output, reference, limit=0.001):
-    assert torch.isfinite(output).all()
-    if output.dtype is torch.bfloat16:
-        assert (output.double() - reference).abs().mean() / reference.abs().mean() < 0.003
-        reference = reference.to(torch.bfloat16).double()
-    error = (output.double() - reference).abs()
-    assert error.mean() / reference.abs().mean() < limit
-    assert error.max() < 0.02 * reference.abs().max()
+def assert_close(output, reference):
+    reason = fault(check_output(output, reference, MarlinHopper.tolerance, "before"))
+    assert reason is None, reason
+    assert (output.double() - reference).abs().max() < 0.02 * reference.abs().max()
 
 
 @pytest.mark.parametrize("M", RAGGED_M)

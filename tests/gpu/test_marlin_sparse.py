@@ -2,22 +2,24 @@
 
 import subprocess
 import sys
-import time
 from itertools import combinations
 
 import pytest
 import torch
+from gpu_product import (
+    Draw,
+    check_layer_compiled,
+    check_layer_in_a_graph,
+    check_on_two_streams,
+    random,
+    relative_error,
+)
+from gpu_product import SparseCase as Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marlin_bench.backends.cusparselt import CusparseltFp16
-from marlin_bench.backends.marlin_sparse import (
-    MarlinSparse,
-    MarlinSparseBf16,
-    SparseProduct,
-    make_plan,
-    packed_operands,
-)
+from marlin_bench.backends.marlin_sparse import MarlinSparse, MarlinSparseBf16
 from marlin_bench.marlin_sparse_config import TILES, ConfigError, tile_named
 from marlin_bench.pruning import largest_two_of_four
 from marlin_bench.quantize import QuantizedWeights, quantize
@@ -26,13 +28,7 @@ from marlin_bench.sparse_linear import SparseMarlinLinear
 pytestmark = pytest.mark.gpu
 
 TOLERANCE = 0.002  # mean|Δ| / mean|reference|
-BF16_TOLERANCE = 0.003  # before rounding the reference to BF16
 LLAMA_LAYERS = [(4096, 12288), (10752, 4096), (5120, 15360), (13568, 5120), (6656, 35328), (8192, 24576), (21760, 8192)]
-
-
-def random(*shape, seed=0, scale=1.0):
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(*shape, device="cuda", generator=generator) * scale
 
 
 def random_mask(K, N, seed=0):
@@ -45,37 +41,9 @@ def layer(K, N, group_size=128, *, seed=0):
     return quantize(weights, group_size, mask=largest_two_of_four(weights.abs()))
 
 
-class Case:
-    """One product: operands, the launch, and what it must give."""
-
-    def __init__(self, M, weights, *, backend=None, bias=False, choice=None, activations=None):
-        self.backend = backend or MarlinSparse()
-        self.weights = weights
-        self.packed = self.backend.pack(weights)
-        dtype = self.backend.dtype
-        self.A = random(M, weights.K, seed=1).to(dtype) if activations is None else activations.to(dtype)
-        self.C = torch.full((M, weights.N), float("nan"), device="cuda", dtype=dtype)
-        self.bias = random(weights.N, seed=2).to(dtype) if bias else None
-        plan = make_plan(packed_operands(self.packed), M, weights.N, weights.K, self.A.device, choice)
-        self.launch = SparseProduct(plan, self.packed, self.A, self.C, self.bias)
-
-    def dense(self):
-        return self.packed.reference(slice(None)).double()
-
-    def expected(self):
-        product = self.A.double() @ self.dense()
-        return product if self.bias is None else product + self.bias.double()
-
-    def check(self):
-        self.C.fill_(float("nan"))
-        self.launch()
-        error = relative_error(self.C, self.expected())
-        assert error < (BF16_TOLERANCE if self.C.dtype is torch.bfloat16 else TOLERANCE)
-        return self.C.clone()
-
-
-def relative_error(C, expected):
-    return ((C.double() - expected).abs().mean() / expected.abs().mean()).item()
+def skip_unless_it_runs(tile):
+    if tile.needs_sm90a and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("made for sm_90a only")
 
 
 # The cases of the original's tests, and what they lacked.
@@ -94,8 +62,7 @@ def test_tiles_of_the_originals_tests(M):
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("M", [1, 16, 70])
 def test_every_tile_serves_every_row_count(tile, M):
-    if tile.needs_sm90a and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("made for sm_90a only")
+    skip_unless_it_runs(tile)
     Case(M, layer(1024, 512), choice={"tile": str(tile)}).check()
 
 
@@ -234,141 +201,50 @@ def test_outliers_in_a_long_sum_neither_overflow_nor_lose_precision():
 @pytest.mark.parametrize("ctas", [1, 7, 72, 84, 108, 132, 1000])
 @pytest.mark.parametrize("M", [8, 16, 64, 300])
 def test_any_grid_gives_the_product_and_the_same_bits_each_time(ctas, M):
-    case = Case(M, layer(2048, 1024), choice={"ctas": str(ctas)})
-    first = case.check()
-    for _ in range(5):
-        case.C.fill_(float("nan"))
-        case.launch()
-        assert torch.equal(case.C, first)
+    Case(M, layer(2048, 1024), choice={"ctas": str(ctas)}).check_again_and_again(5)
 
 
 @pytest.mark.parametrize("tile", [tile for tile in TILES if tile.cluster > 1], ids=str)
 @pytest.mark.parametrize(("M", "K", "N"), [(5, 1536, 320), (40, 1024, 4096), (130, 2560, 64)])
 def test_clusters_give_the_product_and_the_same_bits_each_time(tile, M, K, N):
     """Halves of unequal length, channels beyond N, more clusters than fit at once."""
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("made for sm_90a only")
-    case = Case(M, layer(K, N), choice={"tile": str(tile)}, bias=True)
-    first = case.check()
-    for _ in range(20):
-        case.C.fill_(float("nan"))
-        case.launch()
-        assert torch.equal(case.C, first)
+    skip_unless_it_runs(tile)
+    Case(M, layer(K, N), choice={"tile": str(tile)}, bias=True).check_again_and_again(20)
 
 
 @pytest.mark.parametrize("M", [1, 16, 64, 128])
 def test_200_calls_without_resetting_anything(M):
-    case = Case(M, layer(4096, 4096))
-    first = case.check()
-    same = torch.ones((), dtype=torch.bool, device="cuda")
-    for _ in range(200):
-        case.C.fill_(float("nan"))
-        case.launch()
-        same &= torch.eq(case.C, first).all()
-    assert same
+    Case(M, layer(4096, 4096)).check_again_and_again(200)
 
 
 @pytest.mark.parametrize(("K", "N", "slices"), [(2048, 8192, 2), (4096, 4096, 4)])
 def test_what_a_dead_launch_left_in_the_workspace_changes_nothing(K, N, slices):
-    case = Case(16, layer(K, N), choice={"tile": "16x128x256", "ctas": str(slices * N // 128)})
-    first = case.check()
-    counters = case.launch.workspace.counters
-    garbage = torch.randint(-(2**63), 2**63 - 1, counters.shape, device="cuda", dtype=torch.int64)
-    for content in (garbage, torch.full_like(counters, 1), torch.full_like(counters, -1)):
-        counters.copy_(content)
-        case.launch.workspace.sums.fill_(float("nan"))
-        case.C.fill_(float("nan"))
-        case.launch()
-        assert torch.equal(case.C, first)
+    choice = {"tile": "16x128x256", "ctas": str(slices * N // 128)}
+    Case(16, layer(K, N), choice=choice).check_on_any_workspace(1, -1)
 
 
 @pytest.mark.parametrize("M", [1, 64])
 def test_graph_replays_give_the_same_bits(M):
-    case = Case(M, layer(4096, 4096))
-    first = case.check()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(3):
-            case.launch()
-    for _ in range(20):
-        case.C.fill_(float("nan"))
-        graph.replay()
-        assert torch.equal(case.C, first)
+    Case(M, layer(4096, 4096)).check_replayed()
 
 
 def test_two_streams_at_once():
-    cases = [Case(16, layer(4096, 4096, seed=seed)) for seed in range(2)]
-    firsts = [case.check() for case in cases]
-    streams = [torch.cuda.Stream() for _ in cases]
-    torch.cuda.synchronize()
-    for _ in range(50):
-        for case, stream in zip(cases, streams, strict=True):
-            with torch.cuda.stream(stream):
-                case.launch()
-    torch.cuda.synchronize()
-    for case, first in zip(cases, firsts, strict=True):
-        assert torch.equal(case.C, first)
-
-
-SLEEPER = r"""
-extern "C" __global__ void sleeper(volatile int* release) {
-  extern __shared__ int held[];
-  held[0] = 0;
-  for (int naps = 0; naps < 4000000 && *release == 0; ++naps) __nanosleep(1000);
-}
-"""
+    check_on_two_streams(*(Case(16, layer(4096, 4096, seed=seed)) for seed in range(2)))
 
 
 @pytest.mark.parametrize(("tile", "free"), [("16x128x256", 3), ("16x64x512c2", 12)])
 def test_fewer_resident_ctas_than_launched_neither_hang_nor_change_a_bit(tile, free):
-    """Another kernel holds all SMs but a few, with all their shared memory, until the product is done.
-
-    A cluster needs two SMs of one GPC: of twelve some are.
-    """
-    import cupy
-
-    properties = torch.cuda.get_device_properties(0)
-    if tile_named(tile).needs_sm90a and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("made for sm_90a only")
-    case = Case(16, layer(4096, 4096), choice={"tile": tile})
-    first = case.check()
-    sleeper = cupy.RawModule(code=SLEEPER).get_function("sleeper")
-    shared = properties.shared_memory_per_block_optin
-    sleeper.max_dynamic_shared_size_bytes = shared
-    release = torch.zeros(1, dtype=torch.int32).pin_memory()
-    holder, worker = torch.cuda.Stream(), torch.cuda.Stream()
-    torch.cuda.synchronize()
-    with cupy.cuda.ExternalStream(holder.cuda_stream):
-        sleeper((properties.multi_processor_count - free,), (32,), (release.data_ptr(),), shared_mem=shared)
-    case.C.fill_(float("nan"))
-    done = torch.cuda.Event()
-    torch.cuda.current_stream().synchronize()
-    with torch.cuda.stream(worker):
-        case.launch()
-        done.record()
-    for _ in range(2000):
-        if done.query():
-            break
-        time.sleep(0.001)
-    finished = done.query()
-    release.fill_(1)
-    torch.cuda.synchronize()
-    assert finished
-    assert torch.equal(case.C, first)
+    """A cluster needs two SMs of one GPC: of twelve some are."""
+    skip_unless_it_runs(tile_named(tile))
+    Case(16, layer(4096, 4096), choice={"tile": tile}).check_beside_a_neighbour(free)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_shapes_drawn_at_random(seed):
-    draw = torch.Generator().manual_seed(seed)
-
-    def pick(*options):
-        return options[int(torch.randint(len(options), (), generator=draw))]
-
-    K = 128 * int(torch.randint(1, 24, (), generator=draw))
-    N = 64 * int(torch.randint(1, 24, (), generator=draw))
-    M = int(torch.randint(1, 400, (), generator=draw))
-    weights = layer(K, N, pick(64, 128, None))
-    Case(M, weights, backend=pick(MarlinSparse, MarlinSparseBf16)(), bias=pick(False, True)).check()
+    draw = Draw(seed)
+    K, N, M = 128 * draw.between(1, 24), 64 * draw.between(1, 24), draw.between(1, 400)
+    weights = layer(K, N, draw.pick(64, 128, None))
+    Case(M, weights, backend=draw.pick(MarlinSparse, MarlinSparseBf16)(), bias=draw.pick(False, True)).check()
 
 
 def test_an_impossible_tile_is_named():
@@ -400,22 +276,11 @@ def sparse_layer(request):
 
 
 def test_a_layer_works_compiled(sparse_layer):
-    model = torch.nn.Sequential(sparse_layer, torch.nn.ReLU())
-    for M in (1, 9, 70):
-        x = random(M, 512).to(sparse_layer.dtype)
-        assert torch.equal(torch.compile(model, fullgraph=True)(x), model(x))
+    check_layer_compiled(sparse_layer, *(random(M, 512).to(sparse_layer.dtype) for M in (1, 9, 70)))
 
 
 def test_a_layer_works_in_a_graph(sparse_layer):
-    x = random(9, 512).to(sparse_layer.dtype)
-    sparse_layer(x)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = sparse_layer(x)
-    x.copy_(random(9, 512, seed=5))
-    for _ in range(3):
-        graph.replay()
-        assert torch.equal(y, sparse_layer(x))
+    check_layer_in_a_graph(sparse_layer, random(9, 512).to(sparse_layer.dtype))
 
 
 CUSPARSELT = """
