@@ -22,6 +22,7 @@ from marlin_bench.quantize import QuantizedWeights, quantize
 
 Capability = tuple[int, int]
 DTYPES = (torch.float16, torch.bfloat16)
+_ALIGNMENT = 16  # bytes that the kernels fetch at a time, with cp.async or by a tensor map
 
 
 class LinearError(ValueError):
@@ -40,9 +41,17 @@ class LinearKernel(Protocol):
         """The tensors that a product with activations of `dtype` reads."""
 
     def multiply(
-        self, activations: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, group_size: int | None
-    ) -> Tensor:
-        """activations[M,K] (contiguous) @ W (+ bias[N]) → a new [M, N], enqueued on the current stream."""
+        self,
+        activations: Tensor,
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        output: Tensor,
+        group_size: int | None,
+    ) -> None:
+        """output[M,N] = activations[M,K] @ W (+ bias[N]), enqueued on the current stream; M is at least 1.
+
+        activations and output are contiguous, activations begin at a multiple of 16 bytes.
+        """
 
 
 @dataclass(frozen=True)
@@ -95,11 +104,18 @@ def w4a16_linear(
     tensors: list[Tensor],
     bias: Optional[Tensor],  # noqa: UP045  # the schema is inferred from these annotations
     kernel: str,
-    N: int,  # noqa: ARG001  # for the fake kernel
+    N: int,
     group_size: Optional[int],  # noqa: UP045
 ) -> Tensor:
     """activations[M,K] @ W[K,N] (+ bias[N]) with the packed `tensors` of the kernel called `kernel`."""
-    return _kernel_named(kernel).multiply(activations.contiguous(), tensors, bias, group_size)
+    output = activations.new_empty(activations.shape[0], N)
+    if output.shape[0] == 0:
+        return output
+    rows = activations.contiguous()
+    if rows.data_ptr() % _ALIGNMENT:
+        rows = rows.clone()
+    _kernel_named(kernel).multiply(rows, tensors, bias, output, group_size)
+    return output
 
 
 @w4a16_linear.register_fake

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
@@ -12,8 +10,9 @@ import torch
 from torch import Tensor
 
 from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Effort, Launch, Packed
-from marlin_bench.cuda_driver import Geometry, PreparedLaunch
-from marlin_bench.cuda_source import load_module, source_digest
+from marlin_bench.cuda_driver import Geometry
+from marlin_bench.cuda_source import source_digest
+from marlin_bench.kernel_launch import StripedProduct, Workspace, kernel_function, make_workspace, starts_early
 from marlin_bench.layouts import marlin as layout
 from marlin_bench.marlin_choice import Machine, choose_build, suitable_ctas
 from marlin_bench.marlin_config import (
@@ -33,28 +32,11 @@ from marlin_bench.quantize import QuantizedWeights
 
 SMALLEST_CAPABILITY = (8, 0)
 SOURCES = ("marlin", "marlin_ring")
-_ALIGNMENT = 16  # bytes a cp.async copies
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Where the slices of a tile meet: it belongs to one launch at a time.
-
-    sums: float32, any content. counters: int64, any content that no running launch is writing; see reduction.cuh.
-    """
-
-    sums: Tensor
-    counters: Tensor
 
 
 @cache
 def _function(build: Build, device_index: int) -> int:
-    """The kernel's CUfunction on a device, allowed the shared memory it needs."""
-    with torch.cuda.device(device_index):
-        kernel = load_module(build.source, build.defines).get_function(build.source)
-        kernel.max_dynamic_shared_size_bytes = build.shared_bytes
-        pointer: int = kernel.kernel.ptr
-        return pointer
+    return kernel_function(build.source, build.defines, build.shared_bytes, device_index)
 
 
 @cache
@@ -87,20 +69,8 @@ def make_plan(operands: Operands, M: int, N: int, K: int, device: torch.device, 
     return plan_for(build, M, N, K, ctas)
 
 
-def make_workspace(plan: Plan, device: torch.device) -> Workspace:
-    """A workspace for launches of `plan` that run one after the other; nothing needs clearing (reduction.cuh)."""
-    return Workspace(
-        torch.empty(plan.sum_bytes // 4, dtype=torch.float32, device=device),
-        torch.empty(plan.counters, dtype=torch.int64, device=device),
-    )
-
-
-def _address(tensor: Tensor | None) -> bytes:
-    return struct.pack("Q", 0 if tensor is None else tensor.data_ptr())
-
-
-class Product:
-    """One product bound to its operands; calling it enqueues one launch on torch's current stream.
+class Product(StripedProduct):
+    """One launch of the kernel.
 
     Launches that may run at the same time need workspaces of their own, which is what they get without one.
     """
@@ -113,35 +83,24 @@ class Product:
         output: Tensor,
         bias: Tensor | None = None,
         workspace: Workspace | None = None,
+        *,
+        dependent: bool = True,
     ) -> None:
-        """output[M,N] = activations[M,K] @ W (+ bias[N]); activations, output and bias contiguous and of one dtype."""
+        """output[M,N] = activations[M,K] @ W (+ bias[N]); activations, output and bias contiguous and of one dtype.
+
+        A `dependent` launch may read its weights before its predecessor in the stream has ended.
+        """
         M, K = activations.shape
         N = output.shape[1]
-        self.plan = plan
-        self.workspace = workspace or make_workspace(plan, activations.device)
         tensors = packed.tensors
-        self._operands = (
-            *(activations, tensors["codes"], tensors["scales"], tensors.get("zeros"), bias, output),
-            *(self.workspace.sums, self.workspace.counters),
+        build, index = plan.build, activations.device.index
+        super().__init__(
+            _function(build, index),
+            Geometry(plan.ctas, build.tile.threads, build.shared_bytes, dependent=dependent and starts_early(index)),
+            (activations, tensors["codes"], tensors["scales"], tensors.get("zeros"), bias, output),
+            (M, N, K, build.operands.group_shift),
+            workspace or make_workspace(plan, activations.device),
         )
-        sizes = struct.pack("i", M), struct.pack("i", N), struct.pack("i", K)
-        shift = struct.pack("i", plan.build.operands.group_shift)
-        index = activations.device.index
-        geometry = Geometry(plan.ctas, plan.build.tile.threads, plan.build.shared_bytes, dependent=_starts_early(index))
-        self._launch = PreparedLaunch(
-            _function(plan.build, index), geometry, (*map(_address, self._operands), *sizes, shift)
-        )
-        self._device = activations.device
-
-    def __call__(self) -> None:
-        """Enqueue the product."""
-        self._launch(torch.cuda.current_stream(self._device).cuda_stream)
-
-
-@cache
-def _starts_early(device_index: int) -> bool:
-    """Whether a launch may begin before its predecessor ends: the kernel waits for it on Hopper and later only."""
-    return torch.cuda.get_device_capability(device_index) >= (9, 0)
 
 
 def pack_weights(weights: QuantizedWeights, dtype: torch.dtype) -> Packed:
@@ -237,7 +196,7 @@ class MarlinBf16(Marlin):
 
 
 class MarlinLinearKernel:
-    """The kernel as `marlin_bench.linear` drives it: tensors in a fixed order, allocation of outputs and workspace."""
+    """The kernel as `marlin_bench.linear` drives it: tensors in a fixed order, a workspace a call."""
 
     name = "marlin"
 
@@ -250,24 +209,23 @@ class MarlinLinearKernel:
         return list(pack_weights(weights, dtype).tensors.values())
 
     def multiply(
-        self, activations: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, group_size: int | None
-    ) -> Tensor:
-        """activations[M,K] @ W (+ bias) with tensors from `pack`."""
-        M, K = activations.shape
-        codes, scales, *zeros = tensors
-        N = codes.shape[1] * layout.BLOCK
-        output = torch.empty(M, N, dtype=activations.dtype, device=activations.device)
-        if M == 0:
-            return output
+        self,
+        activations: Tensor,
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        output: Tensor,
+        group_size: int | None,
+    ) -> None:
+        """output[M,N] = activations[M,K] @ W (+ bias) with tensors from `pack`."""
+        (M, K), N = activations.shape, output.shape[1]
         if reason := unsupported_shape(M, N, K, group_size):
             raise ValueError(reason)
-        if activations.data_ptr() % _ALIGNMENT:
-            activations = activations.clone()
+        codes, scales, *zeros = tensors
         operands = Operands(group_size, bool(zeros), activations.dtype is torch.bfloat16)
         packed = Packed({"codes": codes, "scales": scales} | ({"zeros": zeros[0]} if zeros else {}))
         plan = make_plan(operands, M, N, K, activations.device)
-        Product(plan, packed, activations, output, bias)()
-        return output
+        # Not dependent: what the stream holds before this call is not known here, it may be writing these weights.
+        Product(plan, packed, activations, output, bias, dependent=False)()
 
 
 LINEAR_KERNEL = MarlinLinearKernel()

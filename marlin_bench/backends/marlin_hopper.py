@@ -5,14 +5,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Effort, Launch, Missing, Packed
 from marlin_bench.cuda_driver import Geometry, PreparedLaunch, tensor_map_3d
-from marlin_bench.cuda_source import load_module, source_digest
+from marlin_bench.cuda_source import source_digest
+from marlin_bench.kernel_launch import kernel_function
 from marlin_bench.layouts.marlin_hopper import HopperWeights, block_bytes, pack
 from marlin_bench.marlin_hopper_choice import Plan, choose
 from marlin_bench.marlin_hopper_config import Schedule, Tiling, WeightKind, k_tiles, strips
@@ -23,14 +24,11 @@ KERNEL = "marlin_hopper"
 MULTIPLE = 64
 GROUP_SIZES = (64, 128, None)
 _PANEL_COLUMNS = 64
-_ALIGNMENT = 16  # of the activations, for their tensor map
 
 
 @cache
-def _function(tiling: Tiling, kind: WeightKind) -> Any:
-    function = load_module(KERNEL, tiling.defines(kind)).get_function(KERNEL)
-    function.max_dynamic_shared_size_bytes = tiling.shared_bytes(kind)
-    return function
+def _function(tiling: Tiling, kind: WeightKind, device_index: int) -> int:
+    return kernel_function(KERNEL, tiling.defines(kind), tiling.shared_bytes(kind), device_index)
 
 
 def unsupported_shape(N: int, K: int, group_size: int | None) -> str | None:
@@ -129,7 +127,7 @@ class HopperProduct:
             struct.pack("i", k_tiles(K)),
         )
         geometry = Geometry(schedule.grid, tiling.threads, tiling.shared_bytes(kind), tiling.cluster, dependent)
-        self._launch = PreparedLaunch(_function(tiling, kind).kernel.ptr, geometry, arguments)
+        self._launch = PreparedLaunch(_function(tiling, kind, activations.device.index), geometry, arguments)
 
     def __call__(self) -> None:
         """Enqueue the product on torch's current stream."""
@@ -233,7 +231,7 @@ class MarlinHopperBf16(MarlinHopper):
 
 
 class HopperLinearKernel:
-    """The kernel as `marlin_bench.linear` drives it: tensors in a fixed order, allocation of outputs and workspace."""
+    """The kernel as `marlin_bench.linear` drives it: tensors in a fixed order, a workspace a call."""
 
     name = KERNEL
 
@@ -249,17 +247,16 @@ class HopperLinearKernel:
         return [packed.packed, packed.column_factors]
 
     def multiply(
-        self, activations: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, group_size: int | None
-    ) -> Tensor:
-        """activations[M,K] @ W (+ bias) with tensors from `pack`; each call has a workspace of its own."""
-        M, K = activations.shape
+        self,
+        activations: Tensor,
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        output: Tensor,
+        group_size: int | None,
+    ) -> None:
+        """output[M,N] = activations[M,K] @ W (+ bias) with tensors from `pack`; a workspace for each call."""
+        (M, K), N = activations.shape, output.shape[1]
         packed, column_factors = tensors
-        N = column_factors.numel()
-        output = torch.empty(M, N, dtype=activations.dtype, device=activations.device)
-        if M == 0:
-            return output
-        if activations.data_ptr() % _ALIGNMENT:
-            activations = activations.clone()
         zero_points = packed.shape[-1] != block_bytes(group_size, zero_points=False)
         weights = HopperWeights(packed, column_factors, K, N, group_size, zero_points)
         sm_count = torch.cuda.get_device_properties(activations.device).multi_processor_count
@@ -268,7 +265,6 @@ class HopperLinearKernel:
         # Not dependent: what the stream holds before this call is not known here, it may be writing these weights.
         workspace = Workspace(activations.device)
         HopperProduct(weights, activations, output, plan, workspace, bias=bias, dependent=False)()
-        return output
 
 
 LINEAR_KERNEL = HopperLinearKernel()

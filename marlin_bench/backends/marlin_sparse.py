@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from functools import cache
 from typing import ClassVar
@@ -10,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from marlin_bench.backends.marlin import SMALLEST_CAPABILITY, Workspace
+from marlin_bench.backends.marlin import SMALLEST_CAPABILITY
 from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Effort, Launch, Packed
-from marlin_bench.cuda_driver import Geometry, PreparedLaunch
-from marlin_bench.cuda_source import load_module, source_digest
+from marlin_bench.cuda_driver import Geometry
+from marlin_bench.cuda_source import source_digest
+from marlin_bench.kernel_launch import StripedProduct, Workspace, kernel_function, make_workspace, starts_early
 from marlin_bench.layouts import marlin_sparse as layout
 from marlin_bench.layouts.marlin import BLOCK
 from marlin_bench.marlin_choice import suitable_ctas
@@ -33,19 +33,13 @@ from marlin_bench.pruning import largest_two_of_four
 from marlin_bench.quantize import SYMMETRIC_ZERO, QuantizedWeights
 
 KERNEL = "marlin_sparse"
-_ALIGNMENT = 16  # bytes: activations are fetched in vectors of eight
 _CHUNK_WEIGHTS = 1 << 26
 """Weights pruned at a time: bounds the temporary memory to a few times this many bytes."""
 
 
 @cache
 def _function(build: SparseBuild, device_index: int) -> int:
-    """The kernel's CUfunction on a device, allowed the shared memory it needs."""
-    with torch.cuda.device(device_index):
-        kernel = load_module(KERNEL, build.defines).get_function(KERNEL)
-        kernel.max_dynamic_shared_size_bytes = build.shared_bytes
-        pointer: int = kernel.kernel.ptr
-        return pointer
+    return kernel_function(KERNEL, build.defines, build.shared_bytes, device_index)
 
 
 @cache
@@ -53,12 +47,6 @@ def _machine(device_index: int) -> SparseMachine:
     properties = torch.cuda.get_device_properties(device_index)
     shared: int = getattr(properties, "shared_memory_per_block_optin")  # noqa: B009  # torch's stub lacks it
     return SparseMachine(properties.multi_processor_count, shared, (properties.major, properties.minor) == (9, 0))
-
-
-@cache
-def _starts_early(device_index: int) -> bool:
-    """Whether a launch may begin before its predecessor ends: the kernel waits for it on Hopper and later only."""
-    return torch.cuda.get_device_capability(device_index) >= (9, 0)
 
 
 def make_plan(
@@ -76,20 +64,8 @@ def make_plan(
     return plan_for(build, M, N, K, int(choice.get("ctas", suitable_ctas(build.tile, M, N, machine.sm_count))))
 
 
-def make_workspace(plan: SparsePlan, device: torch.device) -> Workspace:
-    """A workspace for launches of `plan` that run one after the other."""
-    return Workspace(
-        torch.empty(plan.sum_bytes // 4, dtype=torch.float32, device=device),
-        torch.zeros(plan.counters, dtype=torch.int64, device=device),
-    )
-
-
-def _address(tensor: Tensor | None) -> bytes:
-    return struct.pack("Q", 0 if tensor is None else tensor.data_ptr())
-
-
-class SparseProduct:
-    """One product bound to its operands; calling it enqueues one launch on torch's current stream.
+class SparseProduct(StripedProduct):
+    """One launch of the kernel.
 
     The workspace belongs to the product: one object must not run on two streams at once, two objects may.
     """
@@ -102,26 +78,24 @@ class SparseProduct:
         output: Tensor,
         bias: Tensor | None = None,
         workspace: Workspace | None = None,
+        *,
+        dependent: bool = True,
     ) -> None:
-        """output[M,N] = activations[M,K] @ W (+ bias[N]); activations, output and bias contiguous and of one dtype."""
+        """output[M,N] = activations[M,K] @ W (+ bias[N]); activations, output and bias contiguous and of one dtype.
+
+        A `dependent` launch may read its weights before its predecessor in the stream has ended.
+        """
         M, K = activations.shape
         N = output.shape[1]
-        build = plan.build
-        self.plan = plan
-        self.workspace = workspace or make_workspace(plan, activations.device)
-        self._operands = (
-            *(activations, packed.tensors["blocks"], packed.tensors["scales"], bias, output),
-            *(self.workspace.sums, self.workspace.counters),
+        build, index = plan.build, activations.device.index
+        overlaps = dependent and starts_early(index)
+        super().__init__(
+            _function(build, index),
+            Geometry(plan.ctas, build.tile.threads, build.shared_bytes, build.tile.cluster, overlaps),
+            (activations, packed.tensors["blocks"], packed.tensors["scales"], bias, output),
+            (M, N, K, build.operands.group_shift),
+            workspace or make_workspace(plan, activations.device),
         )
-        sizes = (struct.pack("i", size) for size in (M, N, K, build.operands.group_shift))
-        index = activations.device.index
-        geometry = Geometry(plan.ctas, build.tile.threads, build.shared_bytes, build.tile.cluster, _starts_early(index))
-        self._launch = PreparedLaunch(_function(build, index), geometry, (*map(_address, self._operands), *sizes))
-        self._device = activations.device
-
-    def __call__(self) -> None:
-        """Enqueue the product."""
-        self._launch(torch.cuda.current_stream(self._device).cuda_stream)
 
 
 def mask_of(weights: QuantizedWeights, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
@@ -247,23 +221,23 @@ class MarlinSparseLinearKernel:
         return list(pack_weights(weights, dtype).tensors.values())
 
     def multiply(
-        self, activations: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, group_size: int | None
-    ) -> Tensor:
-        """activations[M,K] @ W (+ bias) with tensors from `pack`."""
-        M, K = activations.shape
-        blocks, scales = tensors
-        N = blocks.shape[1] * BLOCK
-        output = torch.empty(M, N, dtype=activations.dtype, device=activations.device)
-        if M == 0:
-            return output
+        self,
+        activations: Tensor,
+        tensors: Sequence[Tensor],
+        bias: Tensor | None,
+        output: Tensor,
+        group_size: int | None,
+    ) -> None:
+        """output[M,N] = activations[M,K] @ W (+ bias) with tensors from `pack`."""
+        (M, K), N = activations.shape, output.shape[1]
         if reason := unsupported_shape(M, N, K, group_size):
             raise ValueError(reason)
-        if activations.data_ptr() % _ALIGNMENT:
-            activations = activations.clone()
+        blocks, scales = tensors
         operands = Operands(group_size, bf16=activations.dtype is torch.bfloat16)
         plan = make_plan(operands, M, N, K, activations.device)
-        SparseProduct(plan, Packed({"blocks": blocks, "scales": scales}), activations, output, bias)()
-        return output
+        packed = Packed({"blocks": blocks, "scales": scales})
+        # Not dependent: what the stream holds before this call is not known here, it may be writing these weights.
+        SparseProduct(plan, packed, activations, output, bias, dependent=False)()
 
 
 LINEAR_KERNEL = MarlinSparseLinearKernel()

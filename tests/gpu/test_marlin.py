@@ -12,8 +12,9 @@ from gpu_product import (
 )
 from gpu_product import MarlinCase as Case
 
-from marlin_bench.backends.marlin import Marlin, MarlinBf16, make_plan, make_workspace, packed_operands
+from marlin_bench.backends.marlin import Marlin, MarlinBf16, make_plan, packed_operands
 from marlin_bench.backends.naive_w4a16 import NaiveW4A16
+from marlin_bench.kernel_launch import make_workspace
 from marlin_bench.linear import MarlinLinear
 from marlin_bench.marlin_config import TILES, ConfigError
 from marlin_bench.quantize import QuantizedWeights, quantize
