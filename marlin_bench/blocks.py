@@ -111,7 +111,8 @@ class Timing:
         while time.monotonic() < ends and not self.job.finish():
             for entrant in entrants:
                 self.emitter.phase(entrant.name, "settle")
-                entrant.stopwatches[timer].sample()
+                sample = entrant.stopwatches[timer].sample()
+                self._rest(sample.ended - sample.started)
 
     def _still_needed(
         self, timer: TimerName, running: list[Entrant], spent: dict[str, float], enough: bool, share: float
@@ -168,6 +169,7 @@ class Timing:
             with self._watched(entrant.name):
                 sample = entrant.stopwatches[timer].sample()
             block = self._block(sample, index, position, window)
+            self._rest(sample.ended - sample.started)
             if block.telemetry is None or not must_repeat(block.telemetry) or attempt == _MOST_REPEATS - 1:
                 break
             entrant.throttled_blocks[timer].append(block)  # kept and flagged, but no part of the result
@@ -175,6 +177,12 @@ class Timing:
         seconds = sum(sample.times) / len(sample.times) * entrant.stopwatches[timer].launches
         self.timed_s += seconds
         return block, seconds
+
+    def _rest(self, worked_s: float) -> None:
+        """Idle time after a turn: or, at the power limit, a kernel runs at the clock that its neighbours leave it."""
+        rest_s = worked_s * (1 / self.job.sampling.duty_cycle - 1)
+        if rest_s > 0:
+            time.sleep(rest_s)
 
     def _block(self, sample: Sample, index: int, position: int, window: TelemetryWindow | None) -> Block:
         telemetry = None if window is None else window(sample.started, sample.ended)

@@ -271,6 +271,7 @@ def unlike(old: RunMeta, new: RunMeta) -> list[str]:
     pairs = (
         ("device", was.device_name, now.device_name),
         ("clock policy", old.clock_policy, new.clock_policy),
+        ("duty cycle", old.duty_cycle, new.duty_cycle),
         ("SM count", was.sm_count, now.sm_count),
         ("memory", was.memory_bytes, now.memory_bytes),
         ("ECC", was.ecc, now.ecc),

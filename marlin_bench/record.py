@@ -300,6 +300,7 @@ class RunMeta(_Model):
     origin: Origin = Origin.MEASURED
     started: str
     clock_policy: str = "observe"
+    duty_cycle: float = 1.0
     locked_sm_hz: float | None = None
     locked_memory_hz: float | None = None
     environment: Environment

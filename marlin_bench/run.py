@@ -203,6 +203,7 @@ def _new_meta(suite: Suite, runner: DeviceRunner, device_folder: Path) -> RunMet
         suite_digest=suite.digest,
         started=started,
         clock_policy=suite.clocks.policy,
+        duty_cycle=suite.sampling.duty_cycle,
         environment=environment,
         cells=len(plan(suite)),
     )

@@ -154,6 +154,8 @@ class Sampling(StrictModel):
     """Time that one backend takes in one block, unless a round over its operand sets is longer."""
     cell_seconds: Seconds = 10.0
     """Timed seconds that a cell may take for each timer, shared evenly by its backends; it then ends unconverged."""
+    duty_cycle: Annotated[float, Field(ge=0.01, le=1)] = 1.0
+    """Share of the time in which the card works: below 1 it rests after each turn, whose clock is then its own."""
     settle_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
     """Untimed work in the cell's rotation before its first block, for clocks to fall to what the card can keep up."""
     timeout_seconds: Seconds = 120.0

@@ -338,6 +338,8 @@ def test_machines_policies_and_clocks_that_differ_are_named(tmp_path):
         assert [sentence.startswith(word) for sentence in unlike(here, there)] == [True]
     locked = here.model_copy(update={"clock_policy": "lock"})
     assert unlike(here, locked) == ["clock policy was observe and is lock"]
+    rested = here.model_copy(update={"duty_cycle": 0.5})
+    assert unlike(here, rested) == ["duty cycle was 1.0 and is 0.5"]
     newer = here.model_copy(update={"environment": environment(driver="580", packages={"torch": "2.11"})})
     assert moved_packages(here, newer) == ["driver none → 580", "torch none → 2.11"]
     cards = [here.model_copy(update={"environment": environment(device_uuid_hash=card)}) for card in ("a", "b")]

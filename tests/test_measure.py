@@ -1,6 +1,7 @@
 """One cell on the simulated device: who is judged how, and when sampling stops."""
 
 import dataclasses
+import itertools
 
 import pytest
 from simulated import IMPOSTORS, SimulatedMachine, SimulatedStopwatch, SimulatedTimer
@@ -135,6 +136,26 @@ def test_a_twin_is_held_against_its_original_which_stays_as_long_as_it():
     records = by_backend(measure(["sim_fp16", "sim_fp16@twin"], machine=machine))
     assert not records["sim_fp16@twin"].converged
     assert len(records["sim_fp16"].blocks) == len(records["sim_fp16@twin"].blocks) == 40
+
+
+@pytest.mark.parametrize(("duty_cycle", "rests"), [(1.0, 0.0), (0.5, 1.0), (0.2, 4.0)])
+def test_the_card_rests_after_each_turn_for_its_share_of_the_time(monkeypatch, duty_cycle, rests):
+    events = []
+    sample_of = SimulatedStopwatch.sample
+
+    def watched_sample(stopwatch):
+        sample = sample_of(stopwatch)
+        events.append(("turn", sample.ended - sample.started))
+        return sample
+
+    monkeypatch.setattr(SimulatedStopwatch, "sample", watched_sample)
+    monkeypatch.setattr("marlin_bench.blocks.time.sleep", lambda seconds: events.append(("rest", seconds)))
+    blocks = measure(["sim_fp16", "sim_int4"], sampling={"duty_cycle": duty_cycle}).blocks
+    rested = [(before, seconds) for before, (what, seconds) in itertools.pairwise(events) if what == "rest"]
+    assert len(rested) == (len(blocks) if rests else 0)
+    for (what, worked), seconds in rested:
+        assert what == "turn"
+        assert seconds == pytest.approx(rests * worked)
 
 
 def test_settling_runs_the_rotation_before_the_first_block_and_records_none_of_it():
