@@ -266,3 +266,24 @@ def test_many_strangers_are_told_apart():
 
     chosen = looks([f"peer_{index}" for index in range(25)])
     assert len(set(chosen.values())) == 25
+
+
+@pytest.mark.parametrize("draw", [roofline.draw, speedup.draw])
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_panels_titles_labels_and_legend_keep_clear_of_each_other(draw, count, made):
+    panels = roofline_panels(made, ROOFS) if draw is roofline.draw else speedup_panels(made)
+    figure = draw([panels[index % len(panels)] for index in range(count)], "a title over all of it")
+    renderer = figure.canvas.get_renderer()
+    width, height = figure.bbox.size
+    boxes = [ax.get_window_extent(renderer) for ax in figure.axes if ax.axison]
+    titles = [ax._left_title.get_window_extent(renderer) for ax in figure.axes if ax.axison]
+    labels = [axis.get_tightbbox(renderer) for ax in figure.axes if ax.axison for axis in (ax.xaxis, ax.yaxis)]
+    (legend,) = (one.get_window_extent(renderer) for one in figure.legends)
+    over = figure._suptitle.get_window_extent(renderer)
+    for one, other in combinations([*boxes, *titles, legend, over], 2):
+        assert not one.overlaps(other)
+    for label in filter(None, labels):
+        assert 0 <= label.x0 < label.x1 <= width
+        assert not label.overlaps(legend)
+    assert all(0 <= box.y0 < box.y1 <= height for box in (*boxes, *titles, legend, over))
+    assert max(box.height for box in boxes) > 0.12 * height  # what is left over is for the panels

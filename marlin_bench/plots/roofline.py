@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from marlin_bench.panels import ComputeRoof, LaunchFloor, Mark, Point, RooflinePanel, Series
+from marlin_bench.panels import Mark, Point, RooflinePanel, Series
 from marlin_bench.plots.canvas import (
     ABOVE,
     CROSSOVER,
     DOUBTFUL,
     IMPOSSIBLE,
     PROFILED,
+    list_crossovers,
     name_panel,
     settle,
     shared_legend,
     small_multiples,
     themed,
 )
-from marlin_bench.plots.theme import BAND, FAINT, FONT_SIZE, INK, MUTED, Look, looks
-from marlin_bench.units import format_bandwidth, format_clock, format_flops, format_time
+from marlin_bench.plots.roofs import Limits, SlopeLabel, draw_roofs, lay_along
+from marlin_bench.plots.theme import FAINT, FONT_SIZE, INK, Look, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
 _TERA = 1e12
 _SMALL = FONT_SIZE - 2
@@ -38,12 +36,12 @@ def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
     with themed():
         figure, axes = small_multiples(len(panels), title, x_label="FLOP per compulsory byte", y_label="TFLOP/s")
         detailed = len(panels) <= 2
-        slopes: list[_SlopeLabel] = []
+        slopes: list[SlopeLabel] = []
         limits = _limits(panels)
         styles = looks(_backends(panels))
         _frame(axes, limits, detailed=detailed)
         for ax, panel in zip(axes, panels, strict=True):
-            slopes += _roofs(ax, panel, limits, detailed=detailed)
+            slopes += draw_roofs(ax, panel, limits, detailed=detailed)
             _twins(ax, panel, styles)
             for series in panel.series:
                 _points(ax, series, styles[series.backend])
@@ -55,7 +53,7 @@ def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
             name_panel(ax, panel.title, narrow=len(panels) > 4)
         shared_legend(figure, axes)
         settle(figure)
-        _lay_along(slopes)
+        lay_along(slopes)
         return figure
 
 
@@ -64,21 +62,8 @@ def _backends(panels: Sequence[RooflinePanel]) -> list[str]:
     return drawn + [mark.backend for panel in panels for mark in panel.impossible]
 
 
-@dataclass(frozen=True)
-class _SlopeLabel:
-    """A text at intensity `x` on the roof of `rate` bytes/s."""
-
-    ax: Axes
-    text: Text
-    x: float
-    rate: float
-
-
-Limits = tuple[tuple[float, float], tuple[float, float]]
-
-
 def _limits(panels: Sequence[RooflinePanel]) -> Limits:
-    """Axis limits with room around every point and every roof: ((x0, x1), (y0, y1)), y in TFLOP/s."""
+    """Axis limits with room around every point and every roof."""
     xs = [point.x for panel in panels for series in panel.series for point in series.points]
     ys = [point.y / _TERA for panel in panels for series in panel.series for point in series.points]
     xs += [panel.knee for panel in panels if panel.knee is not None]
@@ -100,115 +85,6 @@ def _frame(axes: Sequence[Axes], limits: Limits, *, detailed: bool) -> None:
     for ax in axes:
         ax.grid(which="major", color=FAINT, linewidth=0.5)
         ax.set_axisbelow(True)
-
-
-def _roofs(ax: Axes, panel: RooflinePanel, limits: Limits, *, detailed: bool) -> list[_SlopeLabel]:
-    if panel.memory is None:
-        return []
-    top = max((roof.rate for roof in panel.compute), default=None)
-    memory = f"{panel.memory_name} {format_bandwidth(panel.memory)}"
-    below = panel.l2 is not None  # the two slopes lie close: one label over the upper, one under the lower
-    labels = [_slope(ax, panel.memory, top, limits, "-", memory, detailed=detailed, below=below)]
-    if panel.l2 is not None:
-        l2 = f"L2 {format_bandwidth(panel.l2)}"
-        labels.append(_slope(ax, panel.l2, top, limits, ":", l2, detailed=detailed, below=False))
-    if panel.launch is not None:
-        _launch(ax, panel.launch, limits, detailed=detailed)
-    for roof in panel.compute:
-        _compute_roof(ax, roof, panel.memory, limits)
-    _compute_labels(ax, panel.compute, limits, detailed=detailed)
-    if panel.knee is not None:
-        ax.axvline(panel.knee, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
-        batches = "".join(f"\nM={M:.0f} {fmt.split('_g')[0]}" for fmt, M in reversed(panel.knees))
-        ax.annotate(
-            f"knee {panel.knee:.0f} FLOP/B{batches}",
-            (panel.knee, limits[1][0]),
-            xytext=(3, 4),
-            textcoords="offset points",
-            fontsize=_SMALL,
-            color=MUTED,
-        )
-    return [label for label in labels if label is not None]
-
-
-def _launch(ax: Axes, floor: LaunchFloor, limits: Limits, *, detailed: bool) -> None:
-    """What an empty launch leaves; nothing where it lies above the page."""
-    inside = [(x, y / _TERA) for x, y in floor.points if y / _TERA < limits[1][1]]
-    if not inside:
-        return
-    xs, ys = zip(*floor.points, strict=True)
-    ax.plot(xs, [y / _TERA for y in ys], color=MUTED, linewidth=1, linestyle="-.", zorder=1)
-    ax.annotate(
-        f"launch {format_time(floor.seconds)}" if detailed else "launch",
-        inside[0],
-        xytext=(-3, 0),
-        textcoords="offset points",
-        ha="right",
-        fontsize=_SMALL,
-        color=MUTED,
-    )
-
-
-def _compute_roof(ax: Axes, roof: ComputeRoof, memory: float, limits: Limits) -> None:
-    """The roof at the clock held, and as a band where it stood at the other clocks of the panel."""
-    start, right = roof.rate / memory, limits[0][1]
-    ax.plot([start, right], [roof.rate / _TERA] * 2, color=INK, linewidth=1.3)
-    if roof.highest > roof.lowest:
-        ax.fill_between([start, right], roof.lowest / _TERA, roof.highest / _TERA, color=BAND, linewidth=0, zorder=0)
-
-
-def _compute_labels(ax: Axes, roofs: Sequence[ComputeRoof], limits: Limits, *, detailed: bool) -> None:
-    """A label over each roof; roofs that nearly touch share one over the highest of them."""
-    stacks: list[list[ComputeRoof]] = []
-    for roof in sorted(roofs, key=lambda roof: roof.rate):
-        if stacks and roof.rate < _ONE_LABEL * stacks[-1][0].rate:
-            stacks[-1].append(roof)
-        else:
-            stacks.append([roof])
-    for stack in stacks:
-        highest = stack[-1]
-        clock = f" at {format_clock(highest.sm_clock_hz)}" if detailed and highest.sm_clock_hz is not None else ""
-        names = ", ".join(f"{roof.name} {format_flops(roof.rate).split()[0]}" for roof in stack[:-1])
-        ax.annotate(
-            f"{names}{', ' if names else ''}{highest.name} {format_flops(highest.rate)}{clock}",
-            (limits[0][1], highest.highest / _TERA),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=_SMALL,
-            color=INK,
-        )
-
-
-def _slope(
-    ax: Axes, rate: float, top: float | None, limits: Limits, style: str, label: str, *, detailed: bool, below: bool
-) -> _SlopeLabel | None:
-    """A memory roof from the left edge to where it meets the highest compute roof, and its label."""
-    (left, right), (bottom, upper) = limits
-    end = right if top is None else min(right, top / rate)
-    ax.plot([left, end], [left * rate / _TERA, end * rate / _TERA], color=INK, linewidth=1.3, linestyle=style)
-    place = max(left, bottom * _TERA / rate) * 2.2  # right of the first point that most runs have, M=1
-    if place * rate / _TERA >= upper:
-        return None
-    text = ax.annotate(
-        label if detailed else label.split(maxsplit=1)[0],
-        (place, place * rate / _TERA),
-        xytext=(4, -5) if below else (-4, 6),
-        textcoords="offset points",
-        va="top" if below else "baseline",
-        rotation_mode="anchor",
-        fontsize=_SMALL,
-        color=INK,
-    )
-    return _SlopeLabel(ax, text, place, rate)
-
-
-def _lay_along(labels: Sequence[_SlopeLabel]) -> None:
-    """Turn labels into the direction of their roofs, which is known only once the panels have their size."""
-    for label in labels:
-        start, end = label.ax.transData.transform([(x, x * label.rate / _TERA) for x in (label.x, 2 * label.x)])
-        label.text.set_rotation(math.degrees(math.atan2(end[1] - start[1], end[0] - start[0])))
 
 
 def _twins(ax: Axes, panel: RooflinePanel, styles: dict[str, Look]) -> None:
@@ -273,32 +149,20 @@ def fade_doubtful(ax: Axes, places: Sequence[tuple[float, float]], look: Look) -
 def _crossovers(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look], *, with_text: bool) -> None:
     """A bar across the curve where the 16-bit baseline overtakes it."""
     first = marks[0] if marks else None
-    for place, mark in enumerate(marks):
-        colour = styles[mark.backend].colour
+    for mark in marks:
         ax.plot(
             [mark.x],
             [mark.y / _TERA],
             marker="|",
             linestyle="none",
-            color=colour,
+            color=styles[mark.backend].colour,
             markersize=12,
             markeredgewidth=1.6,
             zorder=4,
             label=CROSSOVER if mark is first else None,
         )
-        if not with_text:
-            continue
-        ax.annotate(
-            f"1x at M={mark.M:.0f}",
-            (mark.x, mark.y / _TERA),
-            xytext=(0, -8 if place % 2 else 8),  # neighbours take turns above and below
-            textcoords="offset points",
-            ha="center",
-            va="top" if place % 2 else "bottom",
-            fontsize=_SMALL,
-            color=colour,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85},
-        )
+    if with_text:
+        list_crossovers(ax, [(mark.backend, mark.M) for mark in marks], styles, upper=False)
 
 
 def _impossible(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from marlin_bench.panels import Series, SpeedupPanel
-from marlin_bench.plots.canvas import name_panel, settle, shared_legend, small_multiples, themed
+from marlin_bench.plots.canvas import list_crossovers, name_panel, settle, shared_legend, small_multiples, themed
 from marlin_bench.plots.roofline import ring_flagged
 from marlin_bench.plots.theme import FAINT, FONT_SIZE, INK, MUTED, Look, looks
 
@@ -40,8 +40,7 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
                     named.append(ys[0])
             for series in panel.series:
                 _curve(ax, series, styles[series.backend])
-            for place, (backend, batch) in enumerate(sorted(panel.crossovers, key=lambda found: found[1])):
-                _crossover(ax, batch, styles[backend], place, with_text=len(panels) <= 6)
+            _crossovers(ax, panel.crossovers, styles, with_text=len(panels) <= 6)
             name_panel(ax, panel.title, narrow=len(panels) > 4)
         highest = max(
             [point.y for panel in panels for series in panel.series for point in series.points]
@@ -107,17 +106,9 @@ def _curve(ax: Axes, series: Series, look: Look) -> None:
     ring_flagged(ax, [(point.x, point.y) for point in series.points if point.flagged])
 
 
-def _crossover(ax: Axes, batch: float, look: Look, place: int, *, with_text: bool) -> None:
-    """Where the curve falls through 1, marked on the baseline's line with its M; labels are stacked by `place`."""
-    ax.plot([batch], [1], marker="|", color=look.colour, markersize=11, markeredgewidth=1.6, zorder=4)
-    if not with_text:
-        return
-    ax.annotate(
-        f"1x at M={batch:.0f}",
-        (batch, 1),
-        xytext=(6, 4 + 9 * place),
-        textcoords="offset points",
-        fontsize=_SMALL,
-        color=look.colour,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
-    )
+def _crossovers(ax: Axes, found: Sequence[tuple[str, float]], styles: dict[str, Look], *, with_text: bool) -> None:
+    """Where the curves fall through 1, marked on the baseline's line."""
+    for backend, batch in found:
+        ax.plot([batch], [1], marker="|", color=styles[backend].colour, markersize=11, markeredgewidth=1.6, zorder=4)
+    if with_text:
+        list_crossovers(ax, found, styles, upper=True)
