@@ -105,7 +105,7 @@ def backends(as_json: options.AsJson = False) -> None:
         Column("meant for", rank=4),
         Column("license", rank=5),
         Column("summary", rank=1),
-        Column("here", elastic=True),
+        Column("here", wrap=True),
     )
     _print(columns, lines, as_json)
 
