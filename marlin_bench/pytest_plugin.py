@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     paths = [] if suite is None else [str(_suite_path(suite))]
     if config.getoption("--marlin-backend"):
         paths.append(str(_CONFORMANCE))
+        config.option.reportchars += "s"  # whoever names a backend wants to know why it is skipped
     if paths:
         config.args = [*config.args, *paths] if config.args_source is pytest.Config.ArgsSource.ARGS else paths
 

@@ -191,6 +191,15 @@ def test_a_missing_package_is_named_with_the_one_command_that_brings_it():
     assert record.backend_version == "missing"
 
 
+def test_our_own_kernels_say_what_loads_them(monkeypatch):
+    monkeypatch.setattr("marlin_bench.backends.cuda_kernel.find_spec", lambda name: None)
+    for name in ("naive_w4a16", "marlin", "marlin_bf16", "marlin_hopper", "marlin_sparse", "marlin_sparse_bf16"):
+        missing = load_backend(name).missing()
+        assert missing is not None, name
+        assert missing.reason == "CuPy is not installed"
+        assert missing.remedy.startswith("pip install 'marlin-bench[cuda13]'")
+
+
 def test_list_backends_shows_the_command_and_is_silent_about_nothing(monkeypatch, capsys, tmp_path):
     code, out, err = caller(monkeypatch, capsys, tmp_path)("list", "backends", "--json")
     assert code == 0

@@ -107,4 +107,5 @@ def test_a_gpu_backend_is_skipped_without_a_gpu_unless_one_was_promised(installe
     done = run_pytest(["--marlin-backend=marlin"], installed, tmp_path)
     assert done.returncode == 0
     assert "skipped" in done.stdout
+    assert "torch sees no CUDA device" in done.stdout  # and why, without being asked
     assert "failed" not in done.stdout

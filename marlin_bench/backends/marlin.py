@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Effort, Launch, Packed
+from marlin_bench.backends.cuda_kernel import CudaKernel
+from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
 from marlin_bench.cuda_driver import Geometry
 from marlin_bench.cuda_source import source_digest
 from marlin_bench.kernel_launch import StripedProduct, Workspace, kernel_function, make_workspace, starts_early
@@ -130,7 +131,7 @@ def packed_operands(packed: Packed) -> Operands:
     return operands
 
 
-class Marlin(Backend):
+class Marlin(CudaKernel):
     """Our MARLIN on FP16 activations; weights with zero points are recognised when they are packed."""
 
     name = "marlin"

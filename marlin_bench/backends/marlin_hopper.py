@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Effort, Launch, Missing, Packed
+from marlin_bench.backends.cuda_kernel import CudaKernel
+from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
 from marlin_bench.cuda_driver import Geometry, PreparedLaunch, tensor_map_3d
 from marlin_bench.cuda_source import source_digest
 from marlin_bench.kernel_launch import kernel_function
@@ -134,7 +135,7 @@ class HopperProduct:
         self._launch(torch.cuda.current_stream().cuda_stream)
 
 
-class MarlinHopper(Backend):
+class MarlinHopper(CudaKernel):
     """W4A16 on Hopper's warpgroup tensor cores, FP16 activations."""
 
     name = "marlin_hopper"
@@ -143,14 +144,6 @@ class MarlinHopper(Backend):
 
     def __init__(self) -> None:
         self._workspaces: dict[tuple[torch.device, int], Workspace] = {}
-
-    def missing(self) -> Missing | None:
-        """CuPy loads the cubins."""
-        from importlib.util import find_spec
-
-        if find_spec("cupy") is None:
-            return Missing("CuPy is not installed", "pip install 'marlin-bench[cuda13]'")
-        return None
 
     def version(self) -> str:
         """The digest of the kernel and its headers."""

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from marlin_bench.backends.cuda_kernel import CudaKernel
 from marlin_bench.backends.marlin import SMALLEST_CAPABILITY
-from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Dtype, Effort, Launch, Packed
+from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
 from marlin_bench.cuda_driver import Geometry
 from marlin_bench.cuda_source import source_digest
 from marlin_bench.kernel_launch import StripedProduct, Workspace, kernel_function, make_workspace, starts_early
@@ -148,7 +149,7 @@ def packed_operands(packed: Packed) -> Operands:
     return operands
 
 
-class MarlinSparse(Backend):
+class MarlinSparse(CudaKernel):
     """Our Sparse-MARLIN on FP16 activations; dense weights are pruned 2:4 by magnitude when they are packed."""
 
     name = "marlin_sparse"

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from marlin_bench.backends.protocol import Backend, Choice, DeviceTraits, Launch, Packed
+from marlin_bench.backends.cuda_kernel import CudaKernel
+from marlin_bench.backends.protocol import Choice, DeviceTraits, Launch, Packed
 from marlin_bench.cuda_source import load_module, source_digest
 from marlin_bench.cuda_stream import on_torch_stream
 from marlin_bench.problem import Format, Problem, int4
@@ -26,7 +27,7 @@ def pack_words(codes: Tensor) -> Tensor:
     return pairs.view(K // _CODES_PER_WORD, 4, N).permute(0, 2, 1).contiguous().view(torch.int32).squeeze(-1)
 
 
-class NaiveW4A16(Backend):
+class NaiveW4A16(CudaKernel):
     """One thread a column, no tensor cores, no pipeline."""
 
     name = "naive_w4a16"
