@@ -17,10 +17,14 @@ class DeviceError(RuntimeError):
     """No device, or not the one the suite wants: one sentence, exit code 6."""
 
 
+class DeviceNameError(ValueError):
+    """A `--device` that cannot name one: one sentence, exit code 2."""
+
+
 def device_names(option: str | None, kind: str) -> list[str]:
     """Names the executor understands (`cpu`, `cuda:0`, `cuda:GPU-…`) for `--device`; the suite's kind when None.
 
-    `0`, `0,1`, a UUID, `cpu` and `all` are understood; DeviceError says so for anything else.
+    `0`, `0,1`, a UUID, `cpu` and `all` are understood; DeviceNameError says so for anything else.
     """
     if option is None:
         return ["cpu"] if kind == "cpu" else ["cuda:0"]
@@ -31,9 +35,9 @@ def device_names(option: str | None, kind: str) -> list[str]:
     parts = [part.strip() for part in option.split(",")]
     for part in parts:
         if not (_INDEX.fullmatch(part) or _UUID.fullmatch(part)):
-            raise DeviceError(f"--device '{option}' names no device: give 0, 0,1, a GPU UUID, cpu or all")
+            raise DeviceNameError(f"--device '{option}' names no device: give 0, 0,1, a GPU UUID, cpu or all")
     if len(set(parts)) != len(parts):
-        raise DeviceError(f"--device '{option}' names a device twice")
+        raise DeviceNameError(f"--device '{option}' names a device twice")
     return [f"cuda:{part}" for part in parts]
 
 
@@ -58,7 +62,7 @@ def refuse_other_device(suite: Suite, environment: Environment) -> None:
     instead = "cpu" if environment.device_kind == "cpu" else _suite_for(environment)
     raise DeviceError(
         f"suite {suite.name} wants {wanted}, this is {environment.device_name}: run suites/{instead}.yaml here,"
-        " or add --dry-run to see the plan"
+        f" or see the plan with `marlin-bench run {suite.name} --dry-run`"
     )
 
 

@@ -34,8 +34,8 @@ def _open_device(suite: Suite, name: str, executor: Executor) -> DeviceRunner:
             raise DeviceError(f"the CPU worker did not start: {lost.reason}") from lost
         wanted = f"a CUDA device named {suite.device.name}" if suite.device.name else "a CUDA device"
         raise DeviceError(
-            f"suite {suite.name} wants {wanted}, but {lost.reason}: run suites/cpu.yaml here, or add --dry-run to see"
-            " the plan"
+            f"suite {suite.name} wants {wanted}, but {lost.reason}: run suites/cpu.yaml here, or see the plan with"
+            f" `marlin-bench run {suite.name} --dry-run`"
         ) from lost
     try:
         refuse_other_device(suite, runner.session.ready.environment)

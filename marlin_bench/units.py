@@ -66,6 +66,11 @@ def format_percent(share: float | None, decimals: int = 0) -> str:
     return NOTHING if share is None or not math.isfinite(share) else f"{100 * share:.{decimals}f}%"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def format_duration(seconds: float) -> str:
     """How long a person waits: 7 s, 4 min 10 s, 2 h 05 min."""
     whole = round(seconds)

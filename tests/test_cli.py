@@ -273,7 +273,7 @@ def test_a_run_is_named_by_folder_file_name_or_a_part_of_it(run_cli, tmp_path):
         assert "_old_a" in run_cli("show", name)[2]
     assert "_new_a" in run_cli("show", run.folder.parent)[2]  # the newest inside a folder of runs
     code, _, err = run_cli("show", "2025")
-    assert code == ExitCode.NOTHING_MEASURED
+    assert code == ExitCode.USAGE
     assert "a part of 2 run names" in err
 
 
@@ -329,3 +329,25 @@ def test_a_plotted_backend_brings_its_baseline_as_twin(run_cli, results, monkeyp
     run_cli("plot", "roofline", "--backend", "marlin", "--layer", "square_8k")
     assert {row.record.backend for row in seen} == {"marlin", "cublas_fp16"}
     assert {row.record.layer for row in seen} == {"square_8k"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["compare", "h200", "2"], 2, "'2' is a part of 2 run names"),
+        (["baseline", "show", "h200", "nosuch"], 5, "device 'h200' has no baseline of suite 'nosuch'"),
+        (["predict", "--gpu", "a10", "--backend", "marlin_hopper"], 5, "a kernel that runs on a10"),
+        (["run", "smoke", "--device", "cuda:0"], 2, "--device 'cuda:0' names no device"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_in_a_sentence(arguments, code, sentence, run_cli, results):
+    RunSpec([make_record("marlin_hopper", 1, 1e-5)], name="20261121T090000Z_h200_def").write(results)
+    ended, out, err = run_cli(*arguments)
+    assert (ended, out) == (code, "")
+    assert sentence in err.splitlines()[-1]
+
+
+def test_a_count_of_one_is_singular(run_cli, tmp_path):
+    RunSpec([make_record("marlin", 1, 1e-5)]).write(tmp_path / "results")
+    assert "1 record\n" in run_cli("export", "csv", "-o", "run.csv")[2]
+    assert run_cli("run", "smoke", "--dry-run", "-M", "1")[2].startswith("1 cell with")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from marlin_bench.device import DeviceError, device_names, slug
+from marlin_bench.device import DeviceNameError, device_names, slug
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_devices_are_named(option, kind, names):
 
 @pytest.mark.parametrize("option", ["first", "0;1", "0,0", "-1"])
 def test_other_words_are_refused_in_a_sentence(option):
-    with pytest.raises(DeviceError, match=f"--device '{option}'"):
+    with pytest.raises(DeviceNameError, match=f"--device '{option}'"):
         device_names(option, "cuda")
 
 

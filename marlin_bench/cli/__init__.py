@@ -18,6 +18,7 @@ from marlin_bench.cli import (
     bisect,
     ceilings,
     clocks,
+    closed_pipe,
     compare,
     doctor,
     export,
@@ -96,16 +97,14 @@ app.command("tune")(tune.tune)
 
 def main() -> None:
     """Entry point of `marlin-bench` and `python -m marlin_bench`; always ends in sys.exit."""
-    try:
-        app(prog_name="marlin-bench")
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe (head) has seen enough
-        sys.stderr.close()
-        sys.exit(ExitCode.DONE)
-    except (RuntimeError, ValueError) as error:
-        complaint = complaint_of(error)
-        if complaint is None:
-            raise
-        typer.echo(f"marlin-bench: {error}", err=True)
-        sys.exit(complaint)
+    with closed_pipe.tolerated():
+        try:
+            app(prog_name="marlin-bench")
+        except KeyboardInterrupt:
+            sys.exit(ExitCode.INTERRUPTED)
+        except (RuntimeError, ValueError) as error:
+            complaint = complaint_of(error)
+            if complaint is None:
+                raise
+            typer.echo(f"marlin-bench: {error}", err=True)
+            sys.exit(complaint)

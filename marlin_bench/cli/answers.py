@@ -150,6 +150,7 @@ def predict(
     Example: marlin-bench predict --gpu a10 --backend marlin
     """
     from marlin_bench.cli.locate import headline_timer, open_run
+    from marlin_bench.model_times import NoAnswerError
     from marlin_bench.plots.canvas import save
     from marlin_bench.plots.predict import draw
     from marlin_bench.predict import find_gpu
@@ -168,6 +169,11 @@ def predict(
                   - {one.backend for one in predictions})  # fmt: skip
     if left:
         typer.echo(f"left out, as {target.key} cannot run them: {', '.join(left)}", err=True)
+    if not predictions:
+        raise NoAnswerError(
+            f"no record of this run has a share of the ideal and a kernel that runs on {target.key}:"
+            " name a run of a GPU, such as h200"
+        )
     if as_json:
         lines = [{"predicted": True, **asdict(prediction)} for prediction in predictions]
         sys.stdout.write(json.dumps(lines, indent=1, allow_nan=False) + "\n")

@@ -62,10 +62,14 @@ def show(
     Example: marlin-bench baseline show h200 h200
     """
     from marlin_bench.baseline import baseline_folder
+    from marlin_bench.cli.locate import NoRunError
     from marlin_bench.cli.show import show as show_run
     from marlin_bench.store import results_folder
 
-    show_run(str(baseline_folder(results_folder(results), device, suite)), results=results)
+    folder = baseline_folder(results_folder(results), device, suite)
+    if not folder.is_dir():
+        raise NoRunError(f"device '{device}' has no baseline of suite '{suite}': see `marlin-bench baseline list`")
+    show_run(str(folder), results=results)
 
 
 @app.command("list")

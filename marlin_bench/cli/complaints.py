@@ -9,6 +9,7 @@ from marlin_bench.exit_codes import ExitCode
 
 EXIT_CODES: dict[str, ExitCode] = {
     "marlin_bench.cli.locate.NoRunError": ExitCode.NOTHING_MEASURED,
+    "marlin_bench.cli.locate.SeveralRunsError": ExitCode.USAGE,
     "marlin_bench.cli.options.OptionError": ExitCode.USAGE,
     "marlin_bench.suite_text.SuiteError": ExitCode.USAGE,
     "marlin_bench.plan.SelectionError": ExitCode.USAGE,
@@ -34,6 +35,7 @@ EXIT_CODES: dict[str, ExitCode] = {
     "marlin_bench.run_writer.DiskFullError": ExitCode.PARTLY_FAILED,
     "marlin_bench.store.StoreError": ExitCode.USAGE,
     "marlin_bench.device.DeviceError": ExitCode.ENVIRONMENT,
+    "marlin_bench.device.DeviceNameError": ExitCode.USAGE,
     "marlin_bench.cuda_source.BuildError": ExitCode.PARTLY_FAILED,
     "marlin_bench.clocks.ClockError": ExitCode.ENVIRONMENT,
 }

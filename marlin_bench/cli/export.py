@@ -39,12 +39,13 @@ def export(
     from marlin_bench.cli.locate import open_run
     from marlin_bench.export import to_csv, to_json, write
     from marlin_bench.store import results_folder
+    from marlin_bench.units import counted
 
     if target is Target.PARQUET and output is None:
         raise options.OptionError("Parquet is binary: name a file with -o run.parquet")
     found = open_run(run, results_folder(results), options.selection(only, layer, backend, batch))
     if output is not None:
         write(found.rows, target.value, output)
-        typer.echo(f"wrote {output}: {len(found.rows)} records", err=True)
+        typer.echo(f"wrote {output}: {counted(len(found.rows), 'record')}", err=True)
         return
     sys.stdout.write(to_csv(found.rows) if target is Target.CSV else to_json(found.rows))

@@ -129,13 +129,14 @@ def _again(case: Case, report: GateReport, attempt: int, device: str | None) -> 
     from marlin_bench.gate import GateError
     from marlin_bench.gate_case import planned_cell
     from marlin_bench.retry import cells_to_repeat, repeated
+    from marlin_bench.units import counted
 
     if case.is_published or case.suite is None:
         return None
     cells = cells_to_repeat(report, (planned_cell(record) for record in case.run.records))
     if not cells:
         return None
-    typer.echo(f"retry {attempt}: measuring {len(cells)} cells again", err=True)
+    typer.echo(f"retry {attempt}: measuring {counted(len(cells), 'cell')} again", err=True)
     fresh = _measure(case, cells, attempt, device)
     digests = case.run.meta.environment.code_digest, fresh.meta.environment.code_digest
     if digests[0] != digests[1]:

@@ -27,6 +27,10 @@ class NoRunError(RuntimeError):
     """There is no run to read; one sentence."""
 
 
+class SeveralRunsError(NoRunError):
+    """More runs than one have what was given in their names; one sentence."""
+
+
 @dataclass(frozen=True)
 class SelectedRun:
     """A stored run, its roofs, its rows, and those that the selection leaves."""
@@ -47,7 +51,7 @@ class SelectedRun:
 def find_run(argument: str | None, results: Path) -> Path:
     """The folder of a run: by path, by a part of its name or by its suite, else one's own newest, else the fullest.
 
-    NoRunError when there is none, or more than one of the name.
+    NoRunError when there is none, SeveralRunsError when there is more than one of the name.
     """
     if argument is None:
         found = newest_run(results, own_only=True) or fullest_run(published_folder())
@@ -78,7 +82,7 @@ def _by_name(name: str, results: Path) -> Path:
         return max(of_suite, key=lambda folder: folder.name)  # a suite's name means its newest run
     if len(matching) > 1:
         names = ", ".join(folder.name for folder in matching[:3]) + (", …" if len(matching) > 3 else "")
-        raise NoRunError(f"'{name}' is a part of {len(matching)} run names ({names}): give more of it")
+        raise SeveralRunsError(f"'{name}' is a part of {len(matching)} run names ({names}): give more of it")
     return matching[0]
 
 

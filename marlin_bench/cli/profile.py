@@ -102,5 +102,6 @@ def ledger(
         if not stored:
             raise LedgerError("there is no published profile: name a file that `marlin-bench profile` wrote")
         path = stored[-1]
+    table = ledger_table(read_profiles(path))
     typer.echo(path, err=True)
-    print_table(ledger_table(read_profiles(path)), sys.stdout)
+    print_table(table, sys.stdout)

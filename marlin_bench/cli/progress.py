@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from marlin_bench.record import Status
 from marlin_bench.statistics import block_medians, median_interval
-from marlin_bench.units import format_duration, format_time
+from marlin_bench.units import counted, format_duration, format_time
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -53,7 +53,7 @@ class Pace:
     def __str__(self) -> str:
         remaining = self.remaining_s
         eta = "" if remaining is None or self.done >= self.total else f", {format_duration(remaining)} left"
-        return f"{self.done} of {self.total} cells{eta}"
+        return f"{self.done} of {counted(self.total, 'cell')}{eta}"
 
 
 def result_line(record: Record) -> str:
@@ -82,7 +82,7 @@ class PlainProgress:
         """See Progress."""
         self._pace.start(cells_total, cells_done)
         resumed = f", {cells_done} of them measured before" if cells_done else ""
-        self._line(f"{cells_total} cells{resumed}")
+        self._line(f"{counted(cells_total, 'cell')}{resumed}")
 
     def cell_started(self, cell: Cell) -> None:
         """See Progress."""

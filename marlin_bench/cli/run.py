@@ -73,22 +73,21 @@ def run(
 
 def report(outcome: RunOutcome, folder_to: TextIO | None = None) -> None:
     """How a sweep ended: where its records are on stdout (or `folder_to`), the rest on stderr."""
-    from marlin_bench.units import format_duration, format_percent
+    from marlin_bench.units import counted, format_duration, format_percent
 
     typer.echo(outcome.folder, file=folder_to)
+    done = f"{outcome.cells_done} of {counted(outcome.cells_total, 'cell')}"
     share = format_percent(outcome.timed_s / outcome.wall_s) if outcome.wall_s > 0 else "0%"
     wall = format_duration(outcome.wall_s)
-    typer.echo(
-        f"{outcome.cells_done} of {outcome.cells_total} cells; {wall}, {share} of it inside timed work", err=True
-    )
+    typer.echo(f"{done}; {wall}, {share} of it inside timed work", err=True)
     if outcome.cells_done < outcome.cells_total:
-        typer.echo(f"{outcome.cells_done} of {outcome.cells_total} cells, run again to resume", err=True)
+        typer.echo(f"{done}, run again to resume", err=True)
 
 
 def _print_plan(suite: Suite, cells: list[Cell]) -> None:
     from marlin_bench.plan import floor_seconds, launch_floors
     from marlin_bench.table import Column, Line, Table, print_table
-    from marlin_bench.units import NOTHING, format_duration, format_time
+    from marlin_bench.units import NOTHING, counted, format_duration, format_time
 
     roofs = _known_roofs(suite)
     rate = None if roofs is None else max(roofs.compute.values())
@@ -118,7 +117,8 @@ def _print_plan(suite: Suite, cells: list[Cell]) -> None:
         estimate = f"{most_text}; floor times need a datasheet of the device, which this suite does not name"
     else:
         estimate = f"at least {format_duration(total)} of timed work, {most_text}"
-    typer.echo(f"{len(cells)} cells with {', '.join(cells[0].backends)}: {estimate}; nothing was measured", err=True)
+    planned = f"{counted(len(cells), 'cell')} with {', '.join(cells[0].backends)}"
+    typer.echo(f"{planned}: {estimate}; nothing was measured", err=True)
 
 
 def _known_roofs(suite: Suite) -> Roofs | None:
