@@ -18,6 +18,8 @@ from marlin_bench.statistics import Interval
 KNEE_EFFICIENCY = 0.9
 """Share of the ideal speed-up under which a kernel has left it."""
 
+_TOGETHER = 1.15
+
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
@@ -114,3 +116,22 @@ def knees(curves: Iterable[Curve]) -> list[Knee]:
     """Every knee there is, in order."""
     found = (knee(curve) for curve in curves)
     return [one for one in found if one is not None]
+
+
+def told_together(knees: Iterable[tuple[str, float]]) -> list[str]:
+    """(format, M at which a perfect kernel leaves memory) as lines of text, the highest M first.
+
+    Formats that leave within 15 % of each other share a line: `M=39 to 41 nf4, int4`.
+    """
+    groups: list[list[tuple[str, float]]] = []
+    for fmt, M in sorted(knees, key=lambda knee: -knee[1]):
+        if groups and groups[-1][0][1] < _TOGETHER * M:
+            groups[-1].append((fmt, M))
+        else:
+            groups.append([(fmt, M)])
+    lines = []
+    for group in groups:
+        names = dict.fromkeys(fmt.split("_g")[0] for fmt, _ in group)
+        bounds = dict.fromkeys(f"{M:.0f}" for _, M in (group[-1], group[0]))
+        lines.append(f"M={' to '.join(bounds)} {', '.join(names)}")
+    return lines

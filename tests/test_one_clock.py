@@ -1,5 +1,7 @@
 """Times at one clock: the slope is found, what is not known stays open, and real runs are told apart by it."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from simulated_gate import record
@@ -10,7 +12,7 @@ from marlin_bench.gate_rules import RelativeRule
 from marlin_bench.judgement import Judgement, change
 from marlin_bench.one_clock import Blocks, at_one_clock, elasticity
 from marlin_bench.statistics import block_medians
-from marlin_bench.store import published_folder, read_run
+from marlin_bench.store import find_runs, published_folder, read_meta, read_run
 
 POLICY = RelativeRule(rule="relative")
 RUNS = [read_run(folder) for folder in sorted((published_folder() / "h200").glob("*_slow_down_*"))]
@@ -106,6 +108,31 @@ def test_a_real_kernel_that_lost_two_percent_is_worse_in_every_cell(old):
     found = verdicts(old, 2, spun=True)
     assert len(found) == 13
     assert found.count(Judgement.WORSE) >= 0.95 * len(found)
+
+
+def like_pairs():
+    """Published H200 runs of one suite, code and card with as many cells: nothing but the process differs."""
+    kinds = {}
+    for folder in find_runs(published_folder() / "h200"):
+        meta = read_meta(folder)
+        machine = meta.environment
+        kind = (meta.suite_digest, machine.code_digest, machine.device_uuid_hash, meta.cells)
+        if "slow_down" not in folder.name:
+            kinds.setdefault(kind, []).append(folder)
+    return [pair for folders in kinds.values() for pair in combinations(folders, 2)]
+
+
+@pytest.mark.parametrize("pair", like_pairs(), ids=lambda pair: f"{pair[0].name} {pair[1].name}")
+def test_a_suite_measured_twice_is_the_same(pair):
+    old, new = (read_run(folder, with_telemetry=False).records for folder in pair)
+    found = [
+        one.judgement
+        for one in compare(old, new, POLICY)
+        if one.evidence is not None and np.median(one.old.times) >= 2e-5
+    ]
+    assert len(found) >= 40
+    assert found.count(Judgement.WORSE) <= 0.01 * len(found)
+    assert found.count(Judgement.AMBIGUOUS) <= 0.05 * len(found)
 
 
 def test_two_real_runs_of_one_code_are_the_same():

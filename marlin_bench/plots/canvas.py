@@ -28,6 +28,7 @@ _REMARKS = (CROSSOVER, ABOVE, DOUBTFUL, IMPOSSIBLE, PROFILED)
 _WIDTH_INCHES = 8.3  # a README column of 830 px at 100 dpi
 _PNG_DPI = 200
 _SVG_DPI = 72  # what a point is in an SVG
+_MOST_LINES = 8  # of text in the corner of a large panel
 _LETTER_INCHES = 0.068  # a letter of the legend, on average, and what a handle and its gaps take
 _HANDLE_INCHES = 0.5
 
@@ -78,9 +79,14 @@ def name_panel(panel: Axes, title: str, *, narrow: bool) -> None:
 
 
 def list_crossovers(
-    panel: Axes, found: Sequence[tuple[str, float]], styles: Mapping[str, Look], *, upper: bool
+    panel: Axes, found: Sequence[tuple[str, float]], styles: Mapping[str, Look], *, upper: bool, panels: int
 ) -> None:
-    """(backend, M) of every crossover, a line each, in a right-hand corner: beside their marks they hide the curves."""
+    """(backend, M) of every crossover, a line each, in a right-hand corner: beside their marks they hide the curves.
+
+    Nothing where they would cover the panel, one of `panels` on the page: the marks are enough then.
+    """
+    if len(found) > (_MOST_LINES if panels <= 2 else _MOST_LINES // 2 if panels <= 6 else 0):
+        return
     ordered = sorted(found, key=lambda one: one[1], reverse=not upper)
     for place, (backend, batch) in enumerate(ordered):
         panel.annotate(

@@ -105,11 +105,14 @@ def _shade(ax: Axes, cells: Sequence[CellSpan]) -> None:
 
 
 def _name_cells(ax: Axes, cells: Sequence[CellSpan]) -> None:
-    """Names above the bands; only some where there are too many to read."""
-    step = -(-len(cells) // _MOST_LABELS)
-    for cell in cells[::step] if cells else []:
+    """Names above the bands; where there are too many to read those of the layers, each where it begins."""
+    named: dict[str, CellSpan] = {}
+    for cell in cells:
+        named.setdefault(cell.cell.partition("/")[0] if len(cells) > _MOST_LABELS else cell.cell, cell)
+    step = -(-len(named) // _MOST_LABELS) or 1
+    for name, cell in list(named.items())[::step]:
         ax.annotate(
-            cell.cell,
+            name,
             ((cell.start_s + cell.end_s) / 2, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 3),

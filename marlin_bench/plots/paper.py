@@ -47,11 +47,16 @@ def draw_speedup(found: PaperSpeedup, title: str, device: str | None) -> Figure:
 
 
 def _speedup_curves(ax: Axes, panel: SpeedupPanel, styles: dict[str, Look], *, quoted: bool, suffix: str) -> None:
-    for place, ideal in enumerate(panel.ideals):
+    for ideal in panel.ideals:
         xs, ys = zip(*ideal.points, strict=True)
         colour, width = (MUTED, 0.9) if quoted else (INK, 1.2)
         ax.plot(
-            xs, ys, color=colour, linewidth=width, linestyle=("--", ":")[place % 2], label=_ideal(ideal.format, suffix)
+            xs,
+            ys,
+            color=colour,
+            linewidth=width,
+            linestyle=_ideal_style(ideal.format),
+            label=_ideal(ideal.format, suffix),
         )
     for series in panel.series:
         look = styles[series.backend]
@@ -67,6 +72,10 @@ def _speedup_curves(ax: Axes, panel: SpeedupPanel, styles: dict[str, Look], *, q
             label=f"{series.backend} ({suffix})",
             zorder=2 if quoted else 3,
         )
+
+
+def _ideal_style(fmt: str) -> str:
+    return ":" if fmt.endswith("_zp") else "-." if "2of4" in fmt else "--"
 
 
 def _ideal(fmt: str, suffix: str) -> str:

@@ -46,7 +46,7 @@ def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
             for series in panel.series:
                 _points(ax, series, styles[series.backend])
             _error_bars(ax, panel, styles)
-            _crossovers(ax, panel.crossovers, styles, with_text=len(panels) <= 6)
+            _crossovers(ax, panel.crossovers, styles, len(panels))
             _impossible(ax, panel.impossible, styles)
             _profiled(ax, panel.profiled, styles)
             _label_batches(ax, panel, styles, apart=1.7 if detailed else 3.5)
@@ -146,7 +146,7 @@ def fade_doubtful(ax: Axes, places: Sequence[tuple[float, float]], look: Look) -
         )
 
 
-def _crossovers(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look], *, with_text: bool) -> None:
+def _crossovers(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look], panels: int) -> None:
     """A bar across the curve where the 16-bit baseline overtakes it."""
     first = marks[0] if marks else None
     for mark in marks:
@@ -161,8 +161,7 @@ def _crossovers(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look], *, wit
             zorder=4,
             label=CROSSOVER if mark is first else None,
         )
-    if with_text:
-        list_crossovers(ax, [(mark.backend, mark.M) for mark in marks], styles, upper=False)
+    list_crossovers(ax, [(mark.backend, mark.M) for mark in marks], styles, upper=False, panels=panels)
 
 
 def _impossible(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look]) -> None:

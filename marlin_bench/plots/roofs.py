@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from marlin_bench.knee import told_together
 from marlin_bench.panels import ComputeRoof, LaunchFloor, RooflinePanel
 from marlin_bench.plots.theme import BAND, FONT_SIZE, INK, MUTED
 from marlin_bench.units import format_bandwidth, format_clock, format_flops, format_time
@@ -51,9 +52,8 @@ def draw_roofs(ax: Axes, panel: RooflinePanel, limits: Limits, *, detailed: bool
     _compute_labels(ax, panel.compute, limits, detailed=detailed)
     if panel.knee is not None:
         ax.axvline(panel.knee, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
-        batches = "".join(f"\nM={M:.0f} {fmt.split('_g')[0]}" for fmt, M in reversed(panel.knees))
         ax.annotate(
-            f"knee {panel.knee:.0f} FLOP/B{batches}",
+            "\n".join([f"knee {panel.knee:.0f} FLOP/B", *told_together(panel.knees)]),
             (panel.knee, limits[1][0]),
             xytext=(3, 4),
             textcoords="offset points",

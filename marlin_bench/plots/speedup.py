@@ -40,7 +40,7 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
                     named.append(ys[0])
             for series in panel.series:
                 _curve(ax, series, styles[series.backend])
-            _crossovers(ax, panel.crossovers, styles, with_text=len(panels) <= 6)
+            _crossovers(ax, panel.crossovers, styles, len(panels))
             name_panel(ax, panel.title, narrow=len(panels) > 4)
         highest = max(
             [point.y for panel in panels for series in panel.series for point in series.points]
@@ -106,9 +106,8 @@ def _curve(ax: Axes, series: Series, look: Look) -> None:
     ring_flagged(ax, [(point.x, point.y) for point in series.points if point.flagged])
 
 
-def _crossovers(ax: Axes, found: Sequence[tuple[str, float]], styles: dict[str, Look], *, with_text: bool) -> None:
+def _crossovers(ax: Axes, found: Sequence[tuple[str, float]], styles: dict[str, Look], panels: int) -> None:
     """Where the curves fall through 1, marked on the baseline's line."""
     for backend, batch in found:
         ax.plot([batch], [1], marker="|", color=styles[backend].colour, markersize=11, markeredgewidth=1.6, zorder=4)
-    if with_text:
-        list_crossovers(ax, found, styles, upper=True)
+    list_crossovers(ax, found, styles, upper=True, panels=panels)

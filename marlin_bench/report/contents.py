@@ -14,6 +14,7 @@ from typing import Any
 
 from marlin_bench.clock_timeline import timeline
 from marlin_bench.grade import Validity, validities
+from marlin_bench.knee import told_together
 from marlin_bench.model_times import (
     LayerTimes,
     ModelTime,
@@ -123,7 +124,7 @@ def _roofline(panel: RooflinePanel) -> dict[str, Any]:
             {"name": roof.name, "rate": roof.rate, "low": roof.lowest, "high": roof.highest, "clock": roof.sm_clock_hz}
             for roof in panel.compute
         ],
-        "knees": [[name, rounded(M)] for name, M in panel.knees],
+        "knees": told_together(panel.knees),
         "series": [
             {
                 "backend": series.backend,

@@ -127,7 +127,9 @@ function drawRoofline(panel) {
     const start = Math.max(x0, y0 / rate), end = Math.min(x1, top / rate);
     if (start >= end) continue;
     svg(root, "line", { x1: x(start), y1: y(start * rate), x2: x(end), y2: y(end * rate), class: "roof", "stroke-dasharray": dash });
-    svg(root, "text", { x: x(start) + (dash ? 6 : 26), y: y(start * rate) - (dash ? 22 : 2), class: "muted" }, `${name} ${scaled(rate, "B/s")}`);
+    // the upper slope is named left of its end, the lower one under its start: no points lie there
+    const label = dash ? { x: x(end) - 8, y: y(end * rate) + 6, "text-anchor": "end" } : { x: x(start) + 6, y: y(start * rate) + 16 };
+    svg(root, "text", { ...label, class: "muted" }, `${name} ${scaled(rate, "B/s")}`);
   }
   panel.compute.forEach((roof, index) => {
     const start = Math.max(x0, roof.rate / panel.memory);
@@ -136,8 +138,9 @@ function drawRoofline(panel) {
     const clock = roof.clock ? ` at ${(roof.clock / 1e6).toFixed(0)} MHz` : "";
     svg(root, "text", { x: x(x1), y: y(roof.rate) - 4 - 2 * index, "text-anchor": "end" }, `${roof.name} ${scaled(roof.rate, "FLOP/s")}${clock}`);
   });
-  if (panel.knees.length)
-    svg(root, "text", { x: x(x1), y: HEIGHT - BOTTOM - 6, "text-anchor": "end", class: "muted" }, `knee at M = ${panel.knees.map(([name, M]) => `${M.toFixed(0)} (${name})`).join(", ")}`);
+  ["knee at", ...panel.knees].reverse().forEach((text, line) => {
+    if (panel.knees.length) svg(root, "text", { x: x(x1), y: HEIGHT - BOTTOM - 6 - 13 * line, "text-anchor": "end", class: "muted" }, text);
+  });
   for (const [backend, ax, ay, bx, by] of panel.twins)
     if (!hidden.has(backend)) svg(root, "line", { x1: x(ax), y1: y(ay), x2: x(bx), y2: y(by), stroke: DATA.looks[backend], "stroke-opacity": 0.35 });
   for (const series of shown) points(root, series, x, y, (p) => `${scaled(p[1], "FLOP/s")} at ${digits(p[0])} FLOP/B`);
@@ -158,9 +161,12 @@ function drawSpeedup(panel) {
   const yTicks = Array.from({ length: Math.floor(highest / yStep) + 1 }, (_, i) => [i * yStep, `${i * yStep}x`]);
   const root = frame(place, x, y, powers.filter((_, i) => i % step === 0).map((M) => [M, String(M)]), yTicks, "batch size M", "speed-up");
   svg(root, "line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(1), y2: y(1), class: "roof", "stroke-width": 1 });
+  const named = []; // ideals that nearly coincide share a text over the first of them
   panel.ideals.forEach(([format, line], index) => {
     svg(root, "polyline", { points: line.map(([M, value]) => `${x(M)},${y(value)}`).join(" "), class: "roof", "stroke-dasharray": index ? "2 3" : "6 4" });
-    svg(root, "text", { x: x(line[0][0]) + 4, y: y(line[0][1]) - 5, class: "muted" }, `ideal ${format}`);
+    const begins = line[0][1], same = named.find((one) => Math.abs(one.begins - begins) <= 0.05 * begins);
+    if (same) same.text.textContent += `, ${format}`;
+    else named.push({ begins, text: svg(root, "text", { x: x(line[0][0]) + 4, y: y(begins) - 5, class: "muted" }, `ideal ${format}`) });
   });
   for (const series of panel.series) {
     if (hidden.has(series.backend)) continue;
