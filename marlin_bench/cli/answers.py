@@ -147,7 +147,7 @@ def predict(
 ) -> None:
     """Predict speed-ups on a GPU one does not have: its ideal, and that times the share of the ideal measured here.
 
-    Example: marlin-bench predict --gpu a10 --backend marlin
+    Example: marlin-bench predict --gpu a10 h200 --backend marlin
     """
     from marlin_bench.cli.locate import headline_timer, open_run
     from marlin_bench.model_times import NoAnswerError
