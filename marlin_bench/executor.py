@@ -6,6 +6,7 @@ engine) has to bring only `open(device) -> Session`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import subprocess
@@ -77,6 +78,26 @@ class Executor(Protocol):
         """Start on a device (`cpu`, `cuda:0`, `cuda:GPU-…`); WorkerLostError when it cannot be opened."""
 
 
+def visible_device(device: str, shown: str | None) -> str:
+    """CUDA_VISIBLE_DEVICES for `device` alone, an index among those that `shown` (the caller's own) leaves, or a UUID.
+
+    A job scheduler hands out GPUs by that variable: device 0 is the first of the job's, not of the host.
+    WorkerLostError when it shows fewer.
+    """
+    if shown is None or not device.isdigit():
+        return device
+    names = [name.strip() for name in shown.split(",")]
+    usable = list(
+        itertools.takewhile(lambda name: name and not name.startswith("-"), names)
+    )  # CUDA stops there as well
+    if int(device) >= len(usable):
+        count = f"{len(usable)} device{'' if len(usable) == 1 else 's'}"
+        raise WorkerLostError(
+            Status.MISSING, f"CUDA_VISIBLE_DEVICES='{shown}' leaves {count}, counted from 0: no {device}"
+        )
+    return usable[int(device)]
+
+
 class LocalSession:
     """One worker process on this host."""
 
@@ -86,7 +107,7 @@ class LocalSession:
         package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_parent, environment.get("PYTHONPATH"))))
         if index:
-            environment["CUDA_VISIBLE_DEVICES"] = index
+            environment["CUDA_VISIBLE_DEVICES"] = visible_device(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE,
