@@ -242,9 +242,13 @@ class SuiteCollector(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
         """One test a cell and backend, in the order of the plan."""
         from marlin_bench.plan import plan
-        from marlin_bench.suite import load_suite
+        from marlin_bench.suite import SuiteError, load_suite
 
-        for cell in plan(load_suite(self.path)):
+        try:
+            cells = plan(load_suite(self.path))
+        except SuiteError as error:
+            raise self.CollectError(f"--marlin-suite: {error}") from error
+        for cell in cells:
             for backend in cell.backends:
                 yield SuiteItem.from_parent(self, name=f"{cell.id}[{backend}]", cell=cell.id, backend=backend)
 

@@ -166,3 +166,12 @@ def test_a_suite_of_a_device_that_is_not_here_is_skipped(run_pytest, pytester):
 
 def test_an_unknown_suite_is_a_usage_error(run_pytest):
     assert run_pytest("--marlin-suite=nothing_like_it").ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_a_mistake_in_the_suite_is_told_in_its_sentence_alone(run_pytest, pytester):
+    suite = pytester.path / "mine.yaml"
+    suite.write_text("foo: 1\n")
+    result = run_pytest(f"--marlin-suite={suite}")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["--marlin-suite: *mine.yaml:1:foo: is no key here*"])
+    result.stdout.no_fnmatch_line("*in load_suite*")
