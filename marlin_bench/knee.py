@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from marlin_bench.crossing import falls_below, stays_below
 from marlin_bench.roofline import knee_batch
 from marlin_bench.speedup import Curve, Row
 from marlin_bench.statistics import Interval
@@ -43,30 +44,6 @@ class Knee:
     perfect: float | None
     first: int
     last: int
-
-
-def falls_below(points: Sequence[tuple[int, float]], level: float) -> float:
-    """The M at which a curve of (M, value) first falls below `level`: the first M, or infinite, beyond its ends."""
-    before: tuple[int, float] | None = None
-    for M, value in points:
-        if not value >= level:
-            if before is None:
-                return float(M)
-            left, above = before
-            share = (above - level) / (above - value)
-            return left * math.pow(M / left, share)
-        before = (M, value)
-    return math.inf
-
-
-def stays_below(points: Sequence[tuple[int, float]], level: float) -> float:
-    """The M from which a curve stays below `level` to its end: infinite where it ends above it."""
-    tail = len(points)
-    while tail > 0 and not points[tail - 1][1] >= level:
-        tail -= 1
-    if tail == len(points):
-        return math.inf
-    return falls_below(points[max(0, tail - 1) :], level)
 
 
 def _bounds(points: Sequence[CurvePoint]) -> tuple[list[tuple[int, float]], ...]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
+from marlin_bench.crossing import stays_below
 from marlin_bench.problem import DTYPE_BITS, parse_format
 from marlin_bench.record import Flag, Record, Status
 from marlin_bench.roofline import Roofs, attainable_time, compulsory_bytes
@@ -297,20 +297,13 @@ class Curve:
 
     @property
     def crossover(self) -> float | None:
-        """The M at which the baseline wins: where the speed-up falls through 1 for good; None while it never does.
-
-        Between two measured M it is interpolated on logarithmic axes, as the curve is drawn.
-        """
+        """The M from which the baseline wins: where the speed-up falls through 1 for good; None while it never does."""
         if any(row.record.baseline for row in self.points):
             return None
         known = [(row.record.M, row.speedup.value) for row in self.points if row.speedup is not None]
-        for (left, above), (right, below) in reversed(list(pairwise(known))):
-            if below >= 1:
-                return None
-            if above >= 1:
-                share = math.log(above) / math.log(above / below)
-                return left * math.pow(right / left, share)
-        return None
+        batch = stays_below(known, 1.0)
+        has_won = any(value >= 1 for _, value in known)
+        return batch if has_won and math.isfinite(batch) else None
 
 
 def curves(rows: Iterable[Row]) -> list[Curve]:

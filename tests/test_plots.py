@@ -96,7 +96,7 @@ def test_speedup_panels_leave_the_baseline_out_and_carry_ideal_and_crossover(mad
         "int4_g128": 3.88,
         "int4_2of4_g128": 5.12,
     }
-    assert dict(panel.crossovers)["marlin"] == pytest.approx(95, abs=2)
+    assert dict(panel.crossovers)["marlin"] == pytest.approx(101, abs=2)
 
 
 def test_both_ideal_lines_are_drawn_and_say_where_they_begin(made):

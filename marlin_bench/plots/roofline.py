@@ -35,7 +35,7 @@ def draw(panels: Sequence[RooflinePanel], title: str) -> Figure:
     """A figure with a roofline for every panel; PlotError when there is none."""
     with themed():
         figure, axes = small_multiples(len(panels), title, x_label="FLOP per compulsory byte", y_label="TFLOP/s")
-        detailed = len(panels) <= 2
+        detailed = len(panels) == 1
         slopes: list[SlopeLabel] = []
         limits = _limits(panels)
         styles = looks(_backends(panels))

@@ -40,11 +40,10 @@ def draw_roofs(ax: Axes, panel: RooflinePanel, limits: Limits, *, detailed: bool
         return []
     top = max((roof.rate for roof in panel.compute), default=None)
     memory = f"{panel.memory_name} {format_bandwidth(panel.memory)}"
-    below = panel.l2 is not None  # the two slopes lie close: one label over the upper, one under the lower
-    labels = [_slope(ax, panel.memory, top, limits, "-", memory, detailed=detailed, below=below)]
+    labels = [_slope(ax, panel.memory, top, limits, "-", memory, detailed=detailed)]
     if panel.l2 is not None:
         l2 = f"L2 {format_bandwidth(panel.l2)}"
-        labels.append(_slope(ax, panel.l2, top, limits, ":", l2, detailed=detailed, below=False))
+        labels.append(_slope(ax, panel.l2, top, limits, ":", l2, detailed=detailed))
     if panel.launch is not None:
         _launch(ax, panel.launch, limits, detailed=detailed)
     for roof in panel.compute:
@@ -118,7 +117,7 @@ def _compute_labels(ax: Axes, roofs: Sequence[ComputeRoof], limits: Limits, *, d
 
 
 def _slope(
-    ax: Axes, rate: float, top: float | None, limits: Limits, style: str, label: str, *, detailed: bool, below: bool
+    ax: Axes, rate: float, top: float | None, limits: Limits, style: str, label: str, *, detailed: bool
 ) -> SlopeLabel | None:
     """A memory roof from the left edge to where it meets the highest compute roof.
 
@@ -134,9 +133,8 @@ def _slope(
     text = ax.annotate(
         label,
         (place, place * rate / _TERA),
-        xytext=(4, -5) if below else (-4, 6),
+        xytext=(-3, 4),  # over its slope: the points lie on it or under it
         textcoords="offset points",
-        va="top" if below else "baseline",
         rotation_mode="anchor",
         fontsize=_SMALL,
         color=INK,
