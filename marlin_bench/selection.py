@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
+from marlin_bench.models import Model
 from marlin_bench.plan import Selection, SelectionError
 from marlin_bench.record import Record, RunMeta
 
@@ -12,19 +13,25 @@ ModelShapes = Callable[[str], frozenset[tuple[int, int]]]
 """A model's name → the (K, N) of its layers; empty where the suite has no such model."""
 
 
+def suite_models(meta: RunMeta) -> tuple[Model, ...]:
+    """The models that the stored suite names, as it resolves them: a run keeps the text of its suite.
+
+    None where another version wrote it or its model files are elsewhere: names and shapes still select.
+    """
+    from marlin_bench.suite import SuiteError, parse_suite
+
+    try:
+        return parse_suite(meta.suite_text, source=meta.run, name=meta.suite).models
+    except SuiteError:
+        return ()
+
+
 def model_shapes_of(meta: RunMeta) -> ModelShapes:
-    """Models as the stored suite resolves them: a run keeps the text of its suite."""
+    """Models by name, as the stored suite resolves them."""
 
     def shapes(name: str) -> frozenset[tuple[int, int]]:
-        from marlin_bench.suite import SuiteError, parse_suite
-
-        try:
-            suite = parse_suite(meta.suite_text, source=meta.run, name=meta.suite)
-        except (
-            SuiteError
-        ):  # written by another version, or its model files are elsewhere: names and shapes still select
-            return frozenset()
-        return frozenset((layer.K, layer.N) for model in suite.models if model.name == name for layer in model.layers)
+        models = suite_models(meta)
+        return frozenset((layer.K, layer.N) for model in models if model.name == name for layer in model.layers)
 
     return shapes
 

@@ -21,7 +21,14 @@ from IPython.display import display
 from marlin_bench.datasheet import find_datasheet
 from marlin_bench.knee import knees
 from marlin_bench.knee_table import knee_table
-from marlin_bench.model_times import NoAnswerError, common_group_size, layer_times, model_batches, traffic_gain
+from marlin_bench.model_times import (
+    NoAnswerError,
+    common_group_size,
+    layer_times,
+    missing_layers,
+    model_batches,
+    traffic_gain,
+)
 from marlin_bench.models import builtin_model
 from marlin_bench.paper import paper_speedup
 from marlin_bench.plots import knee, paper, predict
@@ -45,9 +52,11 @@ print("no measured run ships with this version" if run is None else run.meta.env
 # Published values never enter a recommendation: they have no samples. Without a measured run there is no table.
 
 # %%
-model = builtin_model("llama-3-8b")
+models = [builtin_model(name) for name in ("llama-3-8b", "llama-2-70b")]
 try:
     times = layer_times(timed, common_group_size(timed))
+    model = next((one for one in models if not missing_layers(one, times)), models[0])  # a run may have been cut short
+    print(model.name)
     answer = recommend(model, times, model_batches(model, times))
     print(choice_table(answer).plain())
     gains = {one.backend: traffic_gain(model, times, one.backend, {1: 0.6, 16: 0.4}) for one in answer.singles}

@@ -18,6 +18,7 @@ from marlin_bench.predict import Prediction, UnknownGpuError, find_gpu, predict
 from marlin_bench.roofline import roofs_from_ceilings
 from marlin_bench.run_writer import open_writer
 from marlin_bench.speedup import rows
+from marlin_bench.store import published_folder
 
 GPU_YAML = """key: mine
 names: []
@@ -237,3 +238,9 @@ def test_every_answer_works_on_a_run_from_the_command_line(run_cli, tmp_path):  
     assert run_cli("plot", "knee", "-o", "k.svg")[0] == 0
     assert run_cli("report", "-o", "r.html", "--layer", "72k_x_18k")[1] == "r.html\n"
     assert run_cli("report", "--md")[1].startswith("# NVIDIA H200")
+
+
+def test_without_a_model_the_first_of_the_suite_that_was_timed_is_taken(run_cli):  # noqa: F811
+    code, _, err = run_cli("recommend", published_folder() / "h200" / "20261121T111537Z_h200_ab3bb3f56432")
+    assert code == 0
+    assert "model llama-2-7b" in err

@@ -14,12 +14,19 @@ from marlin_bench.cli import options
 
 if TYPE_CHECKING:
     from marlin_bench.datasheet import Datasheet
+    from marlin_bench.model_times import LayerTimes
     from marlin_bench.models import Model
+    from marlin_bench.record import RunMeta
     from marlin_bench.speedup import Row
 
 ModelOption = Annotated[
-    str,
-    typer.Option("--model", metavar="NAME|FILE", help="A built-in model, or the config.json of a Hugging Face one."),
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|FILE",
+        show_default="the first of the run's suite",
+        help="A built-in model, or the config.json of a Hugging Face one.",
+    ),
 ]
 TensorParallel = Annotated[int, typer.Option("--tensor-parallel", "-tp", min=1, help="GPUs that share each layer.")]
 
@@ -57,6 +64,14 @@ def read_model(name: str, tensor_parallel: int) -> Model:
     return read_config(path, path.parent.name or path.stem).model(tensor_parallel)
 
 
+def _timed_model(meta: RunMeta, times: LayerTimes) -> Model | None:
+    """The first model of the run's suite all of whose layers were timed."""
+    from marlin_bench.model_times import missing_layers
+    from marlin_bench.selection import suite_models
+
+    return next((model for model in suite_models(meta) if not missing_layers(model, times)), None)
+
+
 def traffic_of(text: str | None) -> dict[int, float]:
     """M → share from `1:0.5,16:0.3`, or from a JSON file {"1": 0.5}; OptionError for anything else."""
     if text is None:
@@ -75,7 +90,7 @@ def traffic_of(text: str | None) -> dict[int, float]:
 
 def recommend(
     run: options.RunArgument = None,
-    model: ModelOption = "llama-3-8b",
+    model: ModelOption = None,
     tensor_parallel: TensorParallel = 1,
     backend: options.Backends = None,
     batch: options.Batches = None,
@@ -100,8 +115,10 @@ def recommend(
     from marlin_bench.table import print_table
 
     found = open_run(run, results_folder(results), Selection())
-    asked = read_model(model, tensor_parallel)
     times = layer_times(found.rows, common_group_size(found.rows))
+    asked = _timed_model(found.run.meta, times) if model is None and tensor_parallel == 1 else None
+    asked = asked or read_model(model or "llama-3-8b", tensor_parallel)
+    typer.echo(f"model {asked.name}", err=True)
     names = options.names(backend)
     for name in names or ():
         if name not in times.backends:

@@ -179,7 +179,8 @@ def _crossovers(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look], panels
             zorder=4,
             label=CROSSOVER if mark is first else None,
         )
-    list_crossovers(ax, [(mark.backend, mark.M) for mark in marks], styles, upper=False, panels=panels)
+    if panels == 1:  # the other corner holds the knee
+        list_crossovers(ax, [(mark.backend, mark.M) for mark in marks], styles, upper=False, panels=panels)
 
 
 def _impossible(ax: Axes, marks: Sequence[Mark], styles: dict[str, Look]) -> None:

@@ -29,6 +29,7 @@ from marlin_bench.panels import RooflinePanel, SpeedupPanel, roofline_panels, sp
 from marlin_bench.plots.theme import looks
 from marlin_bench.record import Origin, RunMeta, Status
 from marlin_bench.roofline import Roofs
+from marlin_bench.selection import suite_models
 from marlin_bench.speedup import Row, without_companions
 from marlin_bench.store import Run
 
@@ -184,16 +185,6 @@ def page_data(run: Run, roofs: Roofs | None, rows: Sequence[Row]) -> dict[str, A
         "power": _thinned(clocks.power),
         "temperature": _thinned(clocks.temperature),
     }
-
-
-def suite_models(meta: RunMeta) -> tuple[Model, ...]:
-    """The models that the stored suite names; none where another version wrote it."""
-    from marlin_bench.suite import SuiteError, parse_suite
-
-    try:
-        return parse_suite(meta.suite_text, source=meta.run, name=meta.suite).models
-    except SuiteError:
-        return ()
 
 
 def model_headlines(meta: RunMeta, rows: Sequence[Row]) -> list[ModelHeadline]:
