@@ -83,6 +83,7 @@ def test_the_tally_counts_and_names_who_beats_ours():
         fp16(16), record("marlin", 16, 20.0, own=True), record("quack", 16, 10.0),
         fp16(64), record("marlin", 64, 20.0, own=True), record("humming", 64, 10.0),
         fp16(128), record("quack", 128, 10.0),
+        fp16(256), record("marlin", 256, 10.0, own=True),
     )  # fmt: skip
     sentence = tally(standing)
     assert sentence == (
@@ -105,6 +106,7 @@ def test_ours_alone_is_no_victory(tmp_path):
     sparse = record("marlin_sparse", 1, 10.0, own=True, format="int4_2of4_g128")
     run = RunSpec([fp16(1), sparse]).write(tmp_path / "results")
     text = markdown.best_block(run, rows(run.records, None))
+    assert "No kernel but ours was timed on 4-bit weights and 16-bit activations." in text
     assert "| marlin\\_sparse 4.0" in text
     assert "**marlin" not in text
 

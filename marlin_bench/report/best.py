@@ -106,8 +106,19 @@ def _winner(found: Sequence[Row]) -> Winner:
 
 
 def tally(found: Iterable[Standing]) -> str:
-    """One sentence on the dense 4-bit contest: how often ours is the fastest, level, and beaten, and by whom."""
-    winners = [winner for one in found if one.contest is Contest.FOUR_BIT for winner in one.winners.values()]
+    """One sentence on the dense 4-bit contest: how often ours is the fastest, level, and beaten, and by whom.
+
+    Only cells in which somebody else took part count.
+    """
+    winners = [
+        winner
+        for one in found
+        if one.contest is Contest.FOUR_BIT
+        for winner in one.winners.values()
+        if winner.is_contested
+    ]
+    if not winners:
+        return "No kernel but ours was timed on 4-bit weights and 16-bit activations."
     beaten: dict[str, int] = {}
     for winner in winners:
         if winner.is_beaten:
