@@ -45,16 +45,16 @@ def test_reading_a_record_runs_no_python_for_its_blocks(run):
     for with_telemetry in (True, False):
         made, found = calls(lambda wish=with_telemetry: read_run(run.folder, with_telemetry=wish))
         assert len(found.records[0].blocks) == 30
-        assert made < 10 * len(found.records) + 500
+        assert made < 8 * len(found.records) + 200
 
 
 def test_a_row_and_its_line_cost_a_bounded_number_of_calls(run):
     roofs = roofs_from_ceilings(run.meta.ceilings)
     record_table(rows(run.records, roofs))
     made, found = calls(lambda: rows(run.records, roofs))
-    assert made < 180 * len(found)  # 137
+    assert made < 130 * len(found)  # 97
     made, table = calls(lambda: record_table(found))
-    assert made < 80 * len(table.lines)  # 59
+    assert made < 70 * len(table.lines)  # 51
 
 
 def test_a_report_costs_a_bounded_number_of_calls(run):
