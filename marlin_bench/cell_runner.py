@@ -66,6 +66,84 @@ class Listener:
     verified: Callable[[str, Check], None]
 
 
+@dataclass(frozen=True)
+class _Errand:
+    """One cell on its way through the workers; `isolated` where it is one backend's with the baselines beside it."""
+
+    cell: Cell
+    facts: dict[str, BackendFacts]
+    context: RunContext
+    listener: Listener
+    isolated: bool = False
+
+    def alone(self, backend: str) -> _Errand:
+        """The cell of one backend, under a name of its own."""
+        return replace(self, cell=replace(self.cell, id=f"{self.cell.id}+{backend}"), isolated=True)
+
+    def request(self, backends: tuple[str, ...], first_block: int) -> MeasureCell:
+        """What the worker is asked: some of the backends, their blocks counted from `first_block`."""
+        cell, context = self.cell, self.context
+        return MeasureCell.model_validate(
+            {
+                "cell": cell.id,
+                "suite": cell.suite,
+                "layer": cell.layer,
+                "M": cell.M,
+                "N": cell.N,
+                "K": cell.K,
+                "group_size": cell.group_size,
+                "seed": cell.seed,
+                "timers": cell.timers,
+                "backends": backends,
+                "baselines": tuple(name for name in backends if self.facts[name].is_baseline),
+                "sampling": context.sampling,
+                "effort": context.effort,
+                "run": context.run,
+                "device": context.device,
+                "clocks": context.clocks,
+                "isolated": self.isolated,
+                "first_block": first_block,
+                "clock_origin": context.clock_origin,
+                "energy_seconds": context.energy_seconds(cell),
+                "verify_only": context.verify_only,
+            }
+        )
+
+    def obituary(self, backend: str, lost: WorkerLostError, phase: str) -> Record:
+        """The record of a backend that took its worker with it."""
+        cell, context, facts = self.cell, self.context, self.facts[backend]
+        timer: TimerName = "kernel"
+        return Record(
+            id=record_id(context.device, f"{cell.suite}/{cell.id}", facts.name, timer),
+            run=context.run,
+            cell=cell.id,
+            suite=cell.suite,
+            layer=cell.layer,
+            device=context.device,
+            timer=timer,
+            backend=facts.name,
+            backend_version=facts.version,
+            baseline=facts.is_baseline,
+            M=cell.M,
+            N=cell.N,
+            K=cell.K,
+            group_size=cell.group_size,
+            format=facts.format,
+            activation_dtype=facts.activation_dtype,
+            output_dtype=facts.output_dtype,
+            status=lost.status,
+            reason=f"{lost.reason} (during {phase})",
+            clocks_locked=context.clocks.locked,
+            profile=context.clocks.profile,
+            seed=cell.seed,
+            isolated=self.isolated,
+        )
+
+
+def _once(*names: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
 @dataclass
 class _Progress:
     """What is known of a request while it runs."""
@@ -117,65 +195,36 @@ class DeviceRunner:
 
     def run(self, cell: Cell, facts: dict[str, BackendFacts], context: RunContext, listener: Listener) -> float:
         """Measure a cell; every backend of it ends with a record (or verified). Gives the seconds of timed work."""
+        errand = _Errand(cell, facts, context, listener)
         shared = tuple(name for name in cell.backends if not facts[name].own_process)
         baselines = tuple(name for name in shared if facts[name].is_baseline)
         self._turn_to(_SHARED)
-        timed_s, starved = self._run_group(cell, shared, facts, context, listener, isolated=False)
+        timed_s, starved = self._run_group(errand, shared)
         for name in cell.backends:
             if facts[name].own_process:
                 self._turn_to(name)
-                seconds, hungry = self._run_alone(cell, (*baselines, name), facts, context, listener)
+                seconds, hungry = self._run_group(errand.alone(name), _once(*baselines, name))
                 timed_s, starved = timed_s + seconds, [*starved, *hungry]
         for record in starved:
-            timed_s += self._second_chance(cell, record, baselines, facts, context, listener)
+            timed_s += self._second_chance(errand, record.backend, baselines)
         return timed_s
 
-    def _run_alone(
-        self,
-        cell: Cell,
-        backends: tuple[str, ...],
-        facts: dict[str, BackendFacts],
-        context: RunContext,
-        listener: Listener,
-    ) -> tuple[float, list[Record]]:
-        """The last of `backends` with the baselines before it, under a cell name of its own."""
-        alone = replace(cell, id=f"{cell.id}+{backends[-1]}")
-        return self._run_group(alone, tuple(dict.fromkeys(backends)), facts, context, listener, isolated=True)
-
-    def _second_chance(
-        self,
-        cell: Cell,
-        record: Record,
-        baselines: tuple[str, ...],
-        facts: dict[str, BackendFacts],
-        context: RunContext,
-        listener: Listener,
-    ) -> float:
-        """The backend of an out-of-memory record in a fresh worker, with no other on the device."""
-        name = record.backend
+    def _second_chance(self, errand: _Errand, name: str, baselines: tuple[str, ...]) -> float:
+        """A backend that ran out of memory, in a fresh worker with no other than the baselines on the device."""
         self.close()
-        self._turn_to(name if facts[name].own_process else _SHARED)
+        self._turn_to(name if errand.facts[name].own_process else _SHARED)
         others = tuple(other for other in baselines if other != name)
-        timed_s, still = self._run_alone(cell, (*others, name), facts, context, listener)
+        timed_s, still = self._run_group(errand.alone(name), _once(*others, name))
         for again in still:
-            listener.record(again)
+            errand.listener.record(again)
         return timed_s
 
-    def _run_group(
-        self,
-        cell: Cell,
-        backends: tuple[str, ...],
-        facts: dict[str, BackendFacts],
-        context: RunContext,
-        listener: Listener,
-        *,
-        isolated: bool,
-    ) -> tuple[float, list[Record]]:
+    def _run_group(self, errand: _Errand, backends: tuple[str, ...]) -> tuple[float, list[Record]]:
         """Measure some backends in the worker in use; gives the seconds of timed work.
 
         And the out-of-memory records of those that may have starved in a worker that others have used.
         """
-        candidates = [name for name in backends if not facts[name].is_baseline]
+        candidates = [name for name in backends if not errand.facts[name].is_baseline]
         may_starve = self._owner in self._used or len(candidates) > 1
         self._used.add(self._owner)
         starved: list[Record] = []
@@ -185,14 +234,14 @@ class DeviceRunner:
         while remaining:
             progress = _Progress(starved=starved if may_starve else None)
             first_block = 1 + max((block.index for blocks in kept.values() for block in blocks), default=-1)
-            request = self._request(cell, remaining, facts, context, first_block, isolated=isolated)
+            request = errand.request(remaining, first_block)
             try:
-                for reply in self.session.ask(request, context.sampling.timeout_seconds):
-                    timed_s += self._note(reply, progress, kept, listener)
+                for reply in self.session.ask(request, errand.context.sampling.timeout_seconds):
+                    timed_s += self._note(reply, progress, kept, errand.listener)
                 return timed_s, starved
             except WorkerLostError as lost:
                 blamed = progress.blamed or remaining[0]
-                listener.record(self._obituary(cell, facts[blamed], context, lost, progress.phase, isolated=isolated))
+                errand.listener.record(errand.obituary(blamed, lost, progress.phase))
                 for key, blocks in progress.blocks.items():
                     kept.setdefault(key, []).extend(blocks)
                 settled = progress.settled() | {blamed}
@@ -224,69 +273,3 @@ class DeviceRunner:
         elif isinstance(reply, CellDone):
             return reply.timed_s
         return 0.0
-
-    def _request(
-        self,
-        cell: Cell,
-        backends: tuple[str, ...],
-        facts: dict[str, BackendFacts],
-        context: RunContext,
-        first_block: int,
-        *,
-        isolated: bool,
-    ) -> MeasureCell:
-        return MeasureCell.model_validate(
-            {
-                "cell": cell.id,
-                "suite": cell.suite,
-                "layer": cell.layer,
-                "M": cell.M,
-                "N": cell.N,
-                "K": cell.K,
-                "group_size": cell.group_size,
-                "seed": cell.seed,
-                "timers": cell.timers,
-                "backends": backends,
-                "baselines": tuple(name for name in backends if facts[name].is_baseline),
-                "sampling": context.sampling,
-                "effort": context.effort,
-                "run": context.run,
-                "device": context.device,
-                "clocks": context.clocks,
-                "isolated": isolated,
-                "first_block": first_block,
-                "clock_origin": context.clock_origin,
-                "energy_seconds": context.energy_seconds(cell),
-                "verify_only": context.verify_only,
-            }
-        )
-
-    def _obituary(
-        self, cell: Cell, facts: BackendFacts, context: RunContext, lost: WorkerLostError, phase: str, *, isolated: bool
-    ) -> Record:
-        timer: TimerName = "kernel"
-        return Record(
-            id=record_id(context.device, f"{cell.suite}/{cell.id}", facts.name, timer),
-            run=context.run,
-            cell=cell.id,
-            suite=cell.suite,
-            layer=cell.layer,
-            device=context.device,
-            timer=timer,
-            backend=facts.name,
-            backend_version=facts.version,
-            baseline=facts.is_baseline,
-            M=cell.M,
-            N=cell.N,
-            K=cell.K,
-            group_size=cell.group_size,
-            format=facts.format,
-            activation_dtype=facts.activation_dtype,
-            output_dtype=facts.output_dtype,
-            status=lost.status,
-            reason=f"{lost.reason} (during {phase})",
-            clocks_locked=context.clocks.locked,
-            profile=context.clocks.profile,
-            seed=cell.seed,
-            isolated=isolated,
-        )

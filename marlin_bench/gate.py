@@ -113,21 +113,17 @@ def _judge_rule(case: Case, index: int, rule: GateRule) -> list[Verdict]:
 
 def _missing(case: Case, index: int, rule: GateRule, missing: list[str]) -> Verdict:
     several = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return Verdict(
-        rule=index,
-        kind=rule.rule,
-        rule_text=rule_text(rule),
-        outcome=Outcome.FAILED,
-        subject=Subject(),
-        measured=NOTHING,
-        required="a record",
-        reason=f"the suite plans {missing[0]}{several}, and the run has no record of it",
-        next_command=f"marlin-bench run {case.policy.name if case.policy.suite else case.run.meta.suite}",
-        code=ExitCode.NOTHING_MEASURED,
-    )
+    suite = case.policy.name if case.policy.suite else case.run.meta.suite
+    reason = f"the suite plans {missing[0]}{several}, and the run has no record of it"
+    return _without_record(index, rule, reason, f"marlin-bench run {suite}")
 
 
 def _selects_nothing(index: int, rule: GateRule) -> Verdict:
+    reason = "the rule selects no record of this run: correct its `select`, or measure what it asks for"
+    return _without_record(index, rule, reason, "marlin-bench show --json")
+
+
+def _without_record(index: int, rule: GateRule, reason: str, next_command: str) -> Verdict:
     return Verdict(
         rule=index,
         kind=rule.rule,
@@ -136,7 +132,7 @@ def _selects_nothing(index: int, rule: GateRule) -> Verdict:
         subject=Subject(),
         measured=NOTHING,
         required="a record",
-        reason="the rule selects no record of this run: correct its `select`, or measure what it asks for",
-        next_command="marlin-bench show --json",
+        reason=reason,
+        next_command=next_command,
         code=ExitCode.NOTHING_MEASURED,
     )
