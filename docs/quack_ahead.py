@@ -1,6 +1,6 @@
 """Compiles QuACK's kernels ahead, on a machine without a GPU: quack/kernels.tar.xz of a MARLIN_BENCH_PEERS folder.
 
-    pip install 'marlin-bench[quack]' 'nvidia-cutlass-dsl[cu13]'
+    pip install 'marlin-bench[quack]' 'nvidia-cutlass-dsl[cu13]' triton
     python docs/quack_ahead.py FOLDER 73728x18432 4096x4096 -M 1,16,32,64,128,256,1024
 
 Layers are KxN. QuACK itself compiles (for sm_90a, about 3 s each, gcc links), with the tile of its own rule for each M;
