@@ -4,10 +4,10 @@
 
 Those figures were taken on an H200 on 2026-11-21 with the same libraries: graph replay, rotated weights, random data,
 FP16 by F.linear (weights [N, K], the record's layout NK), and each kernel by itself. A run differs in two things: its
-FP16 is the faster of two layouts, and its kernels have turns in random order, so that all of a cell share one clock,
-where the power limit would give each its own. `--alone` therefore measures what is not explained once more as the
-figures were taken, each kernel by itself until the clock has settled; it needs the GPU and adds what it finds to
-docs/hand_figures.json, which the table is judged with.
+FP16 is the faster of two layouts, and its kernels have turns, at another clock than the one that the power limit leaves
+a kernel by itself. `--alone` therefore measures what is not explained once more as the figures were taken, each kernel
+by itself until the clock has settled; it needs the GPU and adds what it finds to docs/hand_figures.json, which the
+table is judged with.
 """
 
 import argparse
