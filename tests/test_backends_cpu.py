@@ -24,9 +24,9 @@ def test_it_agrees_with_the_float64_product_of_the_weights_it_holds(name, M, gro
     packed = backend.pack(weights)
     output = torch.empty(M, 256, dtype=DTYPES[backend.output_dtype])
     poison(output)
-    backend.launch(packed, activations, output, backend.tune([packed], [activations], [output], "quick"))()
+    own = backend.launch(packed, activations, output, backend.tune([packed], [activations], [output], "quick"))()
     expected = expected_product(activations, WeightSource(weights, packed.reference))
-    assert fault(check_output(output, expected, backend.tolerance, "before")) is None
+    assert fault(check_output(output if own is None else own, expected, backend.tolerance, "before")) is None
 
 
 def test_tinygemm_says_what_it_cannot_do():

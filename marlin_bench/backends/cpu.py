@@ -106,11 +106,12 @@ class TinygemmCpu(Backend):
         )
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
-        """One product; the operator allocates its result, so it is copied into `output`."""
+        """One product, in memory that the operator allocates."""
         codes, scales = packed.tensors["codes"], packed.tensors["scales_and_zeros"]
         group_size = packed.extra["group_size"]
 
-        def multiply() -> None:
-            output.copy_(torch.ops.aten._weight_int4pack_mm_for_cpu(activations, codes, group_size, scales))
+        def multiply() -> Tensor:
+            result: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(activations, codes, group_size, scales)
+            return result
 
         return multiply

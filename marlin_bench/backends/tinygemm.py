@@ -64,11 +64,12 @@ class Tinygemm(Backend):
         )
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
-        """One product; the operator allocates its result, which is then copied (M·N values) into `output`."""
+        """One product, in memory that the operator allocates."""
         codes, pairs = packed.tensors["codes"], packed.tensors["scales_and_offsets"]
         group_size = packed.extra["group_size"]
 
-        def multiply() -> None:
-            output.copy_(torch.ops.aten._weight_int4pack_mm(activations, codes, group_size, pairs))
+        def multiply() -> Tensor:
+            result: Tensor = torch.ops.aten._weight_int4pack_mm(activations, codes, group_size, pairs)
+            return result
 
         return multiply
