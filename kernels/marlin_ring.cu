@@ -9,6 +9,7 @@
 // weights instead of 13. On an H200 a layer of 72k x 18k takes 195 us at M = 16, of which 167 are reading.
 //
 // Stripes, reduction, dequantisation and swizzle are marlin.cu's. Reading order: ring_tile.cuh, this file, ring_fetch.cuh.
+#include "dependence.cuh"
 #include "dequantise.cuh"
 #include "fragments.cuh"
 #include "ptx.cuh"

@@ -92,20 +92,29 @@ __device__ __forceinline__ void mma_m16n8k16_bf16_new(float (&d)[4], const u32 (
 #else
 #define MB_MMA_SP "mma.sp.sync.aligned.m16n8k32.row.col.f32."
 #endif
-#define MB_MMA_SP_OPERANDS " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+#define MB_MMA_SP_OPERANDS " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, "
 
 template <int kSelector>
 __device__ __forceinline__ void mma_sp_m16n8k32_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[4], u32 positions) {
-  asm volatile(MB_MMA_SP "f16.f16.f32" MB_MMA_SP_OPERANDS
+  asm volatile(MB_MMA_SP "f16.f16.f32" MB_MMA_SP_OPERANDS "{%0, %1, %2, %3}, %12, %13;"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(positions),
         "n"(kSelector));
 }
 
-// The same with BF16 in.
+// d[16x8] = a[16x32] * b[32x8].
+template <int kSelector>
+__device__ __forceinline__ void mma_sp_m16n8k32_f16_new(float (&d)[4], const u32 (&a)[4], const u32 (&b)[4], u32 positions) {
+  asm volatile(MB_MMA_SP "f16.f16.f32" MB_MMA_SP_OPERANDS "{%14, %14, %14, %14}, %12, %13;"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(positions),
+        "n"(kSelector), "f"(0.f));
+}
+
+// The first with BF16 in.
 template <int kSelector>
 __device__ __forceinline__ void mma_sp_m16n8k32_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[4], u32 positions) {
-  asm volatile(MB_MMA_SP "bf16.bf16.f32" MB_MMA_SP_OPERANDS
+  asm volatile(MB_MMA_SP "bf16.bf16.f32" MB_MMA_SP_OPERANDS "{%0, %1, %2, %3}, %12, %13;"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(positions),
         "n"(kSelector));
@@ -175,6 +184,10 @@ __device__ __forceinline__ void ld_shared_v4_u32(u32 (&words)[4], u32 shared) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                : "r"(shared));
+}
+
+__device__ __forceinline__ void ld_shared_v2_u32(u32 (&words)[2], u32 shared) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "r"(shared));
 }
 
 __device__ __forceinline__ u32 ld_shared_u32(u32 shared) {

@@ -7,6 +7,7 @@
 // The header of the tile says kStages, kStageVectors and kWarps, the warps that read.
 #pragma once
 #include "ptx.cuh"
+#include "stripes.cuh"
 
 // 1 for compute-sanitizer's racecheck, which does not follow __syncwarp from the lanes that read to the one that arrives.
 #ifndef EVERY_LANE_RELEASES
@@ -38,8 +39,10 @@ class Ring {
       mbarrier_init(full_ + 8 * stage, arrivals);
       mbarrier_init(empty_ + 8 * stage, kWarps * (EVERY_LANE_RELEASES ? 32 : 1));
     }
+#if __CUDA_ARCH__ >= 900
     fence_mbarrier_init();
     fence_proxy_async_shared();
+#endif
   }
 
   // Its shared-memory address.
@@ -56,9 +59,50 @@ class Ring {
 
  private:
   __device__ __forceinline__ static void wait(u32 barrier, u32 phase) {
+#if __CUDA_ARCH__ >= 900
     while (!mbarrier_try_wait_parity(barrier, phase)) {
     }
+#else
+    while (!mbarrier_test_wait_parity(barrier, phase)) {
+    }
+#endif
   }
 
   u32 memory_, full_, empty_;
+};
+
+// Asks `fetcher` for the tiles of a segment, each once its stage is empty.
+template <typename Fetcher>
+__device__ __forceinline__ void fill(const Ring& ring, Cursor& cursor, Fetcher& fetcher, const Segment& segment) {
+#pragma unroll 1
+  for (int k_tile = segment.k_begin; k_tile < segment.k_end; ++k_tile) {
+    ring.wait_empty(cursor);
+    fetcher.fetch(ring.stage(cursor), ring.full(cursor));
+    cursor.advance();
+  }
+}
+
+// The computing warps' side of the ring, as accumulate() uses it.
+class RingReader {
+ public:
+  __device__ RingReader(const Ring& ring, int lane) : ring_(ring), lane_(lane) {}
+
+  // Turns to the first stage of a segment; gives its address.
+  __device__ __forceinline__ u32 begin() const {
+    ring_.wait_full(cursor_);
+    return ring_.stage(cursor_);
+  }
+
+  // This stage is read; turns to the next one, if there are `more` in this segment.
+  __device__ __forceinline__ u32 turn(bool more) {
+    ring_.release(cursor_, lane_);
+    cursor_.advance();
+    if (more) ring_.wait_full(cursor_);
+    return ring_.stage(cursor_);
+  }
+
+ private:
+  const Ring& ring_;
+  const int lane_;
+  Cursor cursor_;
 };

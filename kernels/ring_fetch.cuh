@@ -22,12 +22,6 @@ struct Operands {
   int group_shift;            // log2 of the group size, 31 for one scale a column
 };
 
-// A dependent launch starts while its predecessor still runs; from here on the predecessor's results are in memory.
-__device__ __forceinline__ void wait_for_predecessor() { griddepcontrol_wait(); }
-
-// From here on a dependent launch may take SMs that this one has left.
-__device__ __forceinline__ void launch_dependents() { griddepcontrol_launch_dependents(); }
-
 // Weights, scales and zero points of one k tile after the other, asked for by a warp.
 class WeightFetcher {
  public:
@@ -111,40 +105,4 @@ class ActivationFetcher {
   const Scalar* from_;
 };
 
-// Asks `fetcher` for the tiles of a segment, each once its stage is empty.
-template <typename Fetcher>
-__device__ __forceinline__ void fill(const Ring& ring, Cursor& cursor, Fetcher& fetcher, const Segment& segment) {
-#pragma unroll 1
-  for (int k_tile = segment.k_begin; k_tile < segment.k_end; ++k_tile) {
-    ring.wait_empty(cursor);
-    fetcher.fetch(ring.stage(cursor), ring.full(cursor));
-    cursor.advance();
-  }
-}
-
 constexpr int kFullArrivals = ActivationFetcher::kLanes + 1;  // of a stage: weights announce their bytes once
-
-// The computing warps' side of the ring, as accumulate() uses it.
-class RingReader {
- public:
-  __device__ RingReader(const Ring& ring, int lane) : ring_(ring), lane_(lane) {}
-
-  // Turns to the first stage of a segment; gives its address.
-  __device__ __forceinline__ u32 begin() const {
-    ring_.wait_full(cursor_);
-    return ring_.stage(cursor_);
-  }
-
-  // This stage is read; turns to the next one, if there are `more` in this segment.
-  __device__ __forceinline__ u32 turn(bool more) {
-    ring_.release(cursor_, lane_);
-    cursor_.advance();
-    if (more) ring_.wait_full(cursor_);
-    return ring_.stage(cursor_);
-  }
-
- private:
-  const Ring& ring_;
-  const int lane_;
-  Cursor cursor_;
-};

@@ -42,12 +42,18 @@ __device__ __forceinline__ void put_vector(Sums& sums, int u, const OutputVector
   of[2][e] = vector.high.x, of[2][e + 2] = vector.high.y, of[3][e] = vector.high.z, of[3][e + 2] = vector.high.w;
 }
 
+// sum (+)= weights · activations.
 template <int kSelector>
-__device__ __forceinline__ void mma_sp(Fp16, float (&d)[4], const u32 (&a)[4], const u32 (&b)[4], u32 positions) {
-  mma_sp_m16n8k32_f16<kSelector>(d, a, b, positions);
+__device__ __forceinline__ void mma_sp(Fp16, float (&d)[4], const u32 (&a)[4], const u32 (&b)[4], u32 positions, bool begins) {
+  if (begins) {
+    mma_sp_m16n8k32_f16_new<kSelector>(d, a, b, positions);
+  } else {
+    mma_sp_m16n8k32_f16<kSelector>(d, a, b, positions);
+  }
 }
 
 template <int kSelector>
-__device__ __forceinline__ void mma_sp(Bf16, float (&d)[4], const u32 (&a)[4], const u32 (&b)[4], u32 positions) {
+__device__ __forceinline__ void mma_sp(Bf16, float (&d)[4], const u32 (&a)[4], const u32 (&b)[4], u32 positions, bool begins) {
+  if (begins) d[0] = d[1] = d[2] = d[3] = 0;
   mma_sp_m16n8k32_bf16<kSelector>(d, a, b, positions);
 }

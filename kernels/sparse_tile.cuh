@@ -5,8 +5,8 @@
 //   STAGES                     depth of the shared-memory ring
 //   SCALE_ROWS                 scale groups that one k tile touches: 1, or TILE_K / group
 //   BF16                       0 or 1: activations in BF16
-//   CTAS_PER_SM                how many are meant to share an SM
-//   CLUSTER                    CTAs that share each tile as a cluster: 2, by halves of K (sm_90a), or 1 for no clusters
+//   CLUSTER                    CTAs that share each tile as a cluster, each a run of K (sm_90a), or 1 for no clusters
+//   SCALE_SUMS                 0 or 1: scales are applied to weights, or to the sums of a group
 //   BULK_COPIES                0 or 1: the ring is filled by bulk copies; by default where they exist, from sm_90 on
 //
 // Computing warps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 channels and up to WARP_ROWS batch rows; the warps left over
@@ -32,6 +32,7 @@ constexpr int kCluster = CLUSTER;
 constexpr int kTileM = TILE_M, kTileN = TILE_N, kTileK = TILE_K;
 constexpr int kStages = STAGES;
 constexpr int kScaleRows = SCALE_ROWS;
+constexpr bool kScaleSums = SCALE_SUMS;
 
 constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
 // Beside them one warp fetches weights and one or two fetch activations.
@@ -39,7 +40,7 @@ constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
 // A warp of 64 rows has 128 sums a lane and needs more registers than eleven warps can have: on sm_90a an idle warp beside
 // the three that fetch makes a warpgroup, which may hand its registers on.
 constexpr bool kReallocate = WARP_ROWS > 32;
-constexpr int kActivationThreads = TILE_M >= 32 ? 64 : 32;
+constexpr int kActivationThreads = TILE_M > 8 ? 64 : 32;
 constexpr int kProducerThreads = kReallocate ? 128 : 32 + kActivationThreads;
 constexpr int kProducerRegisters = 56, kComputeRegisters = 224;
 constexpr int kWarpsN = kTileN / 64;
@@ -49,16 +50,19 @@ constexpr int kBatchBlocks = kTileM / 8 / kWarpsM;  // 8-row blocks of a warp
 constexpr int kBlocks = kTileK / 64 / kWarpsK;      // 64x64 blocks of a warp in a tile
 static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the batch warps must divide the warps");
 static_assert(kBatchBlocks * 8 * kWarpsM == kTileM, "batch warps share the tile evenly");
-static_assert(kBlocks >= 1 && kBlocks * kWarpsK * 64 == kTileK, "warps that split K get whole blocks");
+static_assert(kBlocks >= 1 && kBlocks * kWarpsK * 64 == kTileK, "warps that split K get a run of whole blocks each");
 
 // A packed 64x64 block, in 16-byte vectors: codes of two units of 32 k, then their positions (layouts/marlin_sparse.py).
 constexpr int kUnitVectors = 32;                  // codes of 64 channels x 32 k: one vector a lane
 constexpr int kPositionVectors = 16;              // half a vector a lane
 constexpr int kBlockSparseVectors = 2 * (kUnitVectors + kPositionVectors);
 constexpr int kUnits = 2 * kBlocks;               // of a warp in a tile
+constexpr int kGroupBlocks = kTileK / 64 / kScaleRows;  // 64x64 blocks down K that share scales
+constexpr int kGroupUnits = 2 * kGroupBlocks < kUnits ? 2 * kGroupBlocks : kUnits;  // of a warp
 
 // A stage of the ring, in 16-byte vectors: activations, weights, scales.
-constexpr int kARowVectors = kTileK / 8;
+// A row of activations is one copy; the vector between rows puts neighbours into different banks for ldmatrix.
+constexpr int kARowVectors = kTileK / 8 + 1;
 constexpr int kAVectors = kTileM * kARowVectors;
 constexpr int kBVectors = kTileK / 64 * kWarpsN * kBlockSparseVectors;
 constexpr int kScaleRowVectors = kTileN / 8;
@@ -70,7 +74,7 @@ struct Position {
   int lane, group, pair;  // group = lane / 4, pair = lane % 4 (g and t of sparse_fragments.cuh)
   int warp_m, warp_n, warp_k;
   __device__ Position() {
-    const int warp = threadIdx.x / 32;
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // the compiler then knows that it is uniform
     lane = threadIdx.x % 32;
     group = lane / 4;
     pair = lane % 4;

@@ -6,9 +6,11 @@ What a launch needs beside its tile (stripes, counters) is the dense kernel's: s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from marlin_bench.layouts.marlin import BLOCK
 from marlin_bench.layouts.marlin_sparse import WORDS_PER_BLOCK
+from marlin_bench.marlin_choice import suitable_ctas
 from marlin_bench.marlin_config import LARGEST_M, ConfigError, Operands, Stripes
 
 GROUP_SIZES = (64, 128, None)
@@ -16,15 +18,16 @@ BLOCK_BYTES = 4 * WORDS_PER_BLOCK
 _WARPS = 8
 _WARP_ROWS = 32
 _TALL_WARP_ROWS = 64
+_SCALED_SUMS_ROWS = 16
 _BARRIER_BYTES = 512  # static: two barriers a stage and a flag
-_RESERVED_SHARED_BYTES = 1024  # CUDA's own share of an SM's shared memory for each resident CTA
+_ROW_PADDING_BYTES = 16  # between rows of activations (kernels/sparse_tile.cuh)
 _FEWEST_STAGES = 2
 _DEEPEST_PIPELINE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class SparseTile:
-    """What a CTA computes at a time: `rows` x `columns` of C, `depth` of dense K, by `warps` that compute.
+    """What a CTA computes at a time: `rows` x `columns` of C, `depth` of dense K.
 
     A warp takes up to 32 rows, `tall` ones 64: each weight is dequantised half as often, but the registers for it must
     be taken from other warps, which only sm_90a can do. With a `cluster` of 2 the CTAs of every tile are its two halves
@@ -34,16 +37,14 @@ class SparseTile:
     rows: int
     columns: int
     depth: int
-    warps: int = _WARPS
     tall: bool = False
-    ctas_per_sm: int = 1
     cluster: int = 1
 
+    ctas_per_sm: ClassVar[int] = 1
+
     def __str__(self) -> str:
-        warps = "" if self.warps == _WARPS else f"w{self.warps}"
         cluster = "" if self.cluster == 1 else f"c{self.cluster}"
-        pair = "" if self.ctas_per_sm == 1 else f"x{self.ctas_per_sm}"
-        return f"{self.rows}x{self.columns}x{self.depth}{'t' if self.tall else ''}{warps}{cluster}{pair}"
+        return f"{self.rows}x{self.columns}x{self.depth}{'t' if self.tall else ''}{cluster}"
 
     @property
     def needs_sm90a(self) -> bool:
@@ -58,7 +59,7 @@ class SparseTile:
     @property
     def warps_k(self) -> int:
         """Warps that split the depth (kernels/sparse_tile.cuh)."""
-        return self.warps // (self.columns // BLOCK * -(-self.rows // self.warp_rows))
+        return _WARPS // (self.columns // BLOCK * -(-self.rows // self.warp_rows))
 
     @property
     def reduction_bytes(self) -> int:
@@ -78,13 +79,23 @@ class SparseTile:
     @property
     def threads(self) -> int:
         """Threads of a CTA: those that compute, a warp for weights, one or two for activations, maybe an idle one."""
-        fetching = 4 if self.tall else 3 if self.rows >= 32 else 2
-        return 32 * (self.warps + fetching)
+        fetching = 4 if self.tall else 2 if self.rows == 8 else 3
+        return 32 * (_WARPS + fetching)
+
+    @property
+    def scale_sums(self) -> bool:
+        """Whether a group's sums are scaled, not its weights: for few rows that is less work, and needs registers.
+
+        FP16 only: the reference rounds scaled weights, which makes a difference of 1e-4 in FP16 and ten times that in
+        BF16.
+        """
+        return self.rows <= _SCALED_SUMS_ROWS
 
     def stage_bytes(self, operands: Operands) -> int:
         """Shared memory of one pipeline stage: activations, packed weights and scales of a tile."""
         weights = self.depth // BLOCK * self.columns // BLOCK * BLOCK_BYTES
-        return self.rows * self.depth * 2 + weights + operands.scale_rows(self.depth) * self.columns * 2
+        scales = operands.scale_rows(self.depth) * self.columns * 2
+        return self.rows * (self.depth * 2 + _ROW_PADDING_BYTES) + weights + scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +119,13 @@ class SparseBuild:
             "TILE_M": self.tile.rows,
             "TILE_N": self.tile.columns,
             "TILE_K": self.tile.depth,
-            "WARPS": self.tile.warps,
+            "WARPS": _WARPS,
             "WARP_ROWS": self.tile.warp_rows,
             "STAGES": self.stages,
             "SCALE_ROWS": self.operands.scale_rows(self.tile.depth),
             "BF16": int(self.operands.bf16),
-            "CTAS_PER_SM": self.tile.ctas_per_sm,
             "CLUSTER": self.tile.cluster,
+            "SCALE_SUMS": int(self.tile.scale_sums and not self.operands.bf16),
         }
 
 
@@ -129,13 +140,12 @@ class SparsePlan:
 
 
 def build_for(tile: SparseTile, operands: Operands, shared_per_block: int) -> SparseBuild:
-    """The deepest pipeline whose CTAs share an SM as the tile wants.
+    """The deepest pipeline.
 
     `shared_per_block` is the most shared memory a block may opt in to: 99 KiB on sm_86 and sm_89, 163 on sm_80, 227 on
     sm_90. ConfigError when fewer than two stages fit.
     """
-    share = (shared_per_block + _RESERVED_SHARED_BYTES) // tile.ctas_per_sm - _RESERVED_SHARED_BYTES
-    room = share - _BARRIER_BYTES - tile.reduction_bytes - tile.exchange_bytes
+    room = shared_per_block - _BARRIER_BYTES - tile.reduction_bytes - tile.exchange_bytes
     stages = min(_DEEPEST_PIPELINE, room // tile.stage_bytes(operands))
     if stages < _FEWEST_STAGES:
         raise ConfigError(f"tile {tile} needs more than the {shared_per_block} bytes of shared memory of a block here")
@@ -158,17 +168,18 @@ def plan_for(build: SparseBuild, M: int, N: int, K: int, ctas: int) -> SparsePla
 
 
 TILES = (
-    SparseTile(8, 512, 128, warps=16),
-    SparseTile(8, 512, 64),
+    SparseTile(8, 256, 256),
     SparseTile(8, 256, 128),
+    SparseTile(8, 512, 64),
     SparseTile(8, 128, 256),
     SparseTile(16, 512, 128),
-    SparseTile(16, 512, 64),
+    SparseTile(16, 256, 256),
     SparseTile(16, 256, 128),
+    SparseTile(16, 512, 64),
     SparseTile(16, 128, 256),
     SparseTile(32, 512, 128),
-    SparseTile(32, 512, 64),
     SparseTile(32, 256, 128),
+    SparseTile(32, 512, 64),
     SparseTile(32, 128, 256),
     SparseTile(48, 512, 64, tall=True),
     SparseTile(64, 512, 64, tall=True),
@@ -192,13 +203,17 @@ _FEW_TALL_BLOCKS, _MANY_TALL_BLOCKS = 60, 300
 _EVEN_SHARE = 0.9
 """Share of the SMs that clusters must fill: they are two CTAs a tile and cannot be spread over more (H200)."""
 
-_DEEP_IN_SMALL_LAYERS = ("8x128x256c2", "16x64x512c2")
-_SHORT_RING_BYTES = 96 * 1024
-"""Ring of a CTA in layers of fewer than `_MANY_BLOCKS` blocks an SM.
+_SHARE_WITHOUT_SLICES = 0.8
+"""Share of the SMs that suffices for up to 32 rows where each CTA then has one whole tile and no sums to share.
 
-All CTAs ask for their first stages at once; the deeper the ring, the later the first stage is complete. On an H200
-8192 x 8192 at M = 16 takes 14.4 us with five stages and 17.8 with twelve. With the tiles named above it is the other
-way round: a short ring lets CTAs of the next launch in beside them.
+On an H200 8192 x 28672 at M = 1 takes 23.0 us on 112 CTAs and 26.4 on 132.
+"""
+
+_SHORT_RING_BYTES = 140 * 1024
+"""Ring of a CTA for up to 32 rows: of 64 to 210 KiB the fastest, by 1 % to 5 %, in all layers measured on an H200.
+
+All CTAs ask for their first stages at once; the deeper the ring, the later the first stage is complete. But a ring of
+less than half an SM lets CTAs of the next launch in beside those of this one.
 """
 
 
@@ -238,8 +253,11 @@ def _clusters(M: int, N: int, blocks: float, sm_count: int) -> tuple[str, ...]:
     return ()
 
 
-def _preferred(M: int, blocks: float) -> tuple[str, ...]:
-    """Names of tiles, the best first; whether they fit K and the device is checked after (measured on an H200)."""
+def _preferred(M: int, blocks: float, even_when_narrow: bool) -> tuple[str, ...]:
+    """Names of tiles, the best first; whether they fit K and the device is checked after (measured on an H200).
+
+    `even_when_narrow`: tiles of 128 columns can be cut into equal slices on nearly all SMs.
+    """
     if M > _LARGEST_SHORT_M:
         rows = min((48, 64), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
         blocks *= -(-M // 64)
@@ -248,21 +266,20 @@ def _preferred(M: int, blocks: float) -> tuple[str, ...]:
         short = ("64x128x128", "64x256x64") if blocks < _FEW_TALL_BLOCKS else ("64x256x64", "64x128x128")
         return (*short, "64x512x64t")
     rows = 8 if M <= 8 else 16 if M <= 16 else 32
-    wide = (f"{rows}x512x128w16", f"{rows}x512x128", f"{rows}x512x64")
-    middle, narrow = f"{rows}x256x128", f"{rows}x128x256"
-    if rows == 32:
-        if blocks >= _MANY_BLOCKS:
-            return (*wide, middle) if blocks >= _MOST_BLOCKS else (middle, *wide)
-        return (narrow, middle, *wide)
-    if blocks >= _MANY_BLOCKS:
-        return (*wide, middle, narrow)
-    return (middle, narrow, *wide) if blocks >= _FEW_BLOCKS else (narrow, middle, *wide)
+    wide, narrow = f"{rows}x512x128", f"{rows}x128x256"
+    middle = (f"{rows}x256x256", f"{rows}x256x128", f"{rows}x512x64")[rows == 32 :]
+    if blocks < _FEW_BLOCKS or (rows == 32 and even_when_narrow and blocks < _MANY_BLOCKS):
+        return (narrow, *middle)
+    return (wide, *middle) if blocks >= _MOST_BLOCKS else middle
 
 
 def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMachine) -> SparseBuild:
     """The build for a problem: the preferred tile that divides K and fits this machine."""
     blocks = _blocks_an_sm(N, K, machine.sm_count)
-    for name in (*_clusters(M, N, blocks, machine.sm_count), *_preferred(M, blocks)):
+    narrow_tiles = -(-N // 128)
+    even = narrow_tiles * max(1, machine.sm_count // narrow_tiles)
+    even_when_narrow = _EVEN_SHARE * machine.sm_count <= even <= machine.sm_count
+    for name in (*_clusters(M, N, blocks, machine.sm_count), *_preferred(M, blocks, even_when_narrow)):
         tile = _BY_NAME.get(name)
         if tile is None or K % (tile.depth * tile.cluster) or (tile.needs_sm90a and not machine.is_sm90a):
             continue
@@ -270,11 +287,19 @@ def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMach
             build = build_for(tile, operands, machine.shared_per_block)
         except ConfigError:
             continue
-        if M <= _LARGEST_SHORT_M and blocks < _MANY_BLOCKS and name not in _DEEP_IN_SMALL_LAYERS:
+        if M <= _LARGEST_SHORT_M:
             short = max(_FEWEST_STAGES, _SHORT_RING_BYTES // tile.stage_bytes(operands))
             build = replace(build, stages=min(build.stages, short))
         return build
     raise ConfigError(f"no tile for M {M}, N {N}, K {K} fits {machine.shared_per_block} bytes of shared memory")
+
+
+def suitable_grid(tile: SparseTile, M: int, N: int, sm_count: int) -> int:
+    """CTAs for a problem: as for the dense kernel, but for few rows also one CTA a tile on four fifths of the SMs."""
+    tiles = -(-M // tile.rows) * -(-N // tile.columns)
+    if M <= _LARGEST_SHORT_M and _SHARE_WITHOUT_SLICES * sm_count <= tiles <= sm_count:
+        return tiles
+    return suitable_ctas(tile, M, N, sm_count)
 
 
 def unsupported_shape(M: int, N: int, K: int, group_size: int | None) -> str | None:

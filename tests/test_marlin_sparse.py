@@ -15,7 +15,15 @@ from marlin_bench.cuda_source import compile_cubin
 from marlin_bench.layouts import marlin_sparse as layout
 from marlin_bench.linear import LinearError, linear_kernel
 from marlin_bench.marlin_config import ConfigError, Operands
-from marlin_bench.marlin_sparse_config import TILES, SparseMachine, build_for, choose_build, plan_for, tile_named
+from marlin_bench.marlin_sparse_config import (
+    TILES,
+    SparseMachine,
+    build_for,
+    choose_build,
+    plan_for,
+    suitable_grid,
+    tile_named,
+)
 from marlin_bench.problem import FP16_2OF4, Problem, parse_format
 from marlin_bench.pruning import largest_two_of_four
 from marlin_bench.quantize import QuantizedWeights, quantize
@@ -145,15 +153,52 @@ def test_every_supported_shape_has_a_build_that_fits(machine, M, N, K):
         (1, 4096, 4096, "8x128x256c2"),
         (16, 4096, 4096, "16x64x512c2"),
         (16, 4096, 4352, "16x128x256"),  # K is no multiple of twice 512
-        (1, 18432, 73728, "8x512x128w16"),
-        (16, 28672, 8192, "16x512x128"),
+        (1, 18432, 73728, "8x256x256"),
+        (1, 18432, 73664, "8x512x64"),  # K is a multiple of 64 alone
+        (16, 18432, 73728, "16x512x128"),
+        (16, 28672, 8192, "16x256x256"),
         (17, 8192, 8192, "32x128x256"),
+        (32, 10240, 8192, "32x256x128"),  # 80 narrow tiles cannot be cut evenly
         (1, 1024, 4096, "8x128x256"),  # clusters would leave most SMs idle
     ],
 )
-def test_clusters_are_chosen_where_they_fill_an_h200(M, N, K, tile):
+def test_tiles_and_clusters_are_chosen_as_they_fill_an_h200(M, N, K, tile):
     assert str(choose_build(Operands(128), M, N, K, H200).tile) == tile
     assert not choose_build(Operands(128), M, N, K, A100).tile.needs_sm90a
+
+
+@pytest.mark.parametrize(
+    ("tile", "M", "N", "ctas"),
+    [
+        ("8x256x256", 1, 28672, 112),  # a tile each: nothing to add up
+        ("8x256x256", 1, 27648, 108),
+        ("8x256x256", 1, 22016, 132),  # 86 tiles would leave a third of the SMs idle
+        ("8x256x256", 1, 10240, 120),  # three equal slices of 40 tiles
+        ("8x256x256", 1, 18432, 132),
+        ("64x256x64", 64, 28672, 132),
+    ],
+)
+def test_whole_tiles_on_most_sms_beat_slices_on_all_of_them(tile, M, N, ctas):
+    assert suitable_grid(tile_named(tile), M, N, 132) == ctas
+
+
+@pytest.mark.parametrize("M", [1, 16, 32])
+@pytest.mark.parametrize(("N", "K"), [(4096, 4096), (8192, 8192), (28672, 8192), (18432, 73728)])
+def test_a_short_ring_leaves_no_room_for_the_next_launch(M, N, K):
+    build = choose_build(Operands(128), M, N, K, H200)
+    assert build.stages >= 3
+    assert 2 * build.shared_bytes > H200.shared_per_block
+    assert build.stages * build.tile.stage_bytes(build.operands) <= 140 * 1024
+
+
+def test_sums_are_scaled_for_few_rows_in_fp16_only():
+    def scales_sums(tile: str, bf16: bool) -> bool:
+        return bool(build_for(tile_named(tile), Operands(128, bf16=bf16), H200.shared_per_block).defines["SCALE_SUMS"])
+
+    assert scales_sums("8x256x256", bf16=False)
+    assert scales_sums("16x256x256", bf16=False)
+    assert not scales_sums("16x256x256", bf16=True)
+    assert not scales_sums("32x256x128", bf16=False)
 
 
 def test_a_cluster_is_two_ctas_a_tile_and_its_exchange_lies_in_shared_memory():

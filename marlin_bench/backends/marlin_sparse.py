@@ -17,7 +17,6 @@ from marlin_bench.cuda_source import source_digest
 from marlin_bench.kernel_launch import StripedProduct, Workspace, kernel_function, make_workspace, starts_early
 from marlin_bench.layouts import marlin_sparse as layout
 from marlin_bench.layouts.marlin import BLOCK
-from marlin_bench.marlin_choice import suitable_ctas
 from marlin_bench.marlin_config import Operands
 from marlin_bench.marlin_sparse_config import (
     SparseBuild,
@@ -26,6 +25,7 @@ from marlin_bench.marlin_sparse_config import (
     build_for,
     choose_build,
     plan_for,
+    suitable_grid,
     tile_named,
     unsupported_shape,
 )
@@ -62,7 +62,7 @@ def make_plan(
         build = choose_build(operands, M, N, K, machine)
     if "stages" in choice:
         build = SparseBuild(build.tile, operands, int(choice["stages"]))
-    return plan_for(build, M, N, K, int(choice.get("ctas", suitable_ctas(build.tile, M, N, machine.sm_count))))
+    return plan_for(build, M, N, K, int(choice.get("ctas", suitable_grid(build.tile, M, N, machine.sm_count))))
 
 
 class SparseProduct(StripedProduct):
