@@ -5,14 +5,15 @@
 //
 //            N: kTileN each                       As in marlin.cu, a CTA takes k tiles of one output tile, then of
 //          +-----+-----+-----+                    the next (stripes.cuh). Two or three warps keep kStages of them on their
-//       K  |  0  |  1  |  2  |                    way (sparse_pipeline.cuh); the others turn 64 channels x 32 k at a time,
-//       |  |  0  |  1  |  3  |  <- one CTA's      one 16-byte vector of codes and half a one of positions a lane, into
+//       K  |  0  |  1  |  2  |                    way (sparse_fetch.cuh, ring.cuh); the others turn 64 channels x 32 k at a
+//       |  |  0  |  1  |  3  |  <- one CTA's      time, one 16-byte vector of codes and half a one of positions a lane, into
 //       v  |  1  |  2  |  3  |     stripe         tensor-core operands (dequantise.cuh, sparse_fragments.cuh). Sums meet
 //          +-----+-----+-----+                    in a fixed order (reduction.cuh), C is written once.
 //
 // What shapes it: 3.125 bits a weight (2 of codes, 1 of positions, 16 / 128 of scales) make 5.12 times less to read than
-// FP16. A stored code costs what a dense one does, but there are half as many: 60 instructions for 64 x 32 weights at
-// M <= 8, a third of what an H200 can issue while it reads them.
+// FP16. A stored code costs what a dense one does, but there are half as many: with scales on the sums 50 instructions for
+// 64 x 32 weights at M <= 8, a quarter of what an H200 can issue while it reads them. What is left to lose are the start
+// of a launch and the sums of tiles that CTAs share, so the host prefers whole tiles where they fill most SMs.
 #include "dependence.cuh"
 #include "dequantise.cuh"
 #include "fragments.cuh"
@@ -187,7 +188,9 @@ marlin_sparse(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte al
               float4* partial_sums,              // [striped tiles + CTAs][kTileM · kTileN / 4]
               u64* arrivals,                     // [striped tiles]
               int M, int N, int K, int group_shift) {
-  extern __shared__ __align__(128) uint4 shared[];  // the ring, then kTileM · kTileN · (kWarpsK - 1) floats, and a cluster's exchange
+  // The ring, then kTileM · kTileN · (kWarpsK - 1) floats, and a cluster's exchange. Bulk copies to places off 128 bytes are
+  // slow: with stages 16 bytes off a product took an H200 up to a quarter longer.
+  extern __shared__ __align__(128) uint4 shared[];
   __shared__ u64 barriers[2 * kStages];
   const Operands operands{A, W, scales, M, N, K, group_shift};
   const int row_tiles = (M + kTileM - 1) / kTileM, channel_tiles = (N + kTileN - 1) / kTileN;

@@ -68,6 +68,7 @@ constexpr int kBVectors = kTileK / 64 * kWarpsN * kBlockSparseVectors;
 constexpr int kScaleRowVectors = kTileN / 8;
 constexpr int kScaleVectors = kScaleRows * kScaleRowVectors;
 constexpr int kStageVectors = kAVectors + kBVectors + kScaleVectors;
+static_assert(kStageVectors % 8 == 0 && kAVectors % 8 == 0, "bulk copies go to whole lines of 128 bytes");
 
 // Where a computing thread stands.
 struct Position {

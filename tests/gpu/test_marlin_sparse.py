@@ -193,9 +193,11 @@ def test_outliers_in_a_long_sum_neither_overflow_nor_lose_precision():
     activations[:, ::997] *= 300
     case = Case(16, layer(73728, 512, None), activations=activations)
     case.check()
-    expected = case.expected()
     cublas = case.A @ case.dense().half()
-    assert relative_error(case.C, expected) <= 1.05 * relative_error(cublas, expected)
+    allowed = 1.05 * relative_error(cublas, case.expected())
+    # Sums are scaled, so weights are never rounded to FP16, which the reference does.
+    weights = torch.where(case.weights.mask, case.weights.codes.double() - 8, 0) * case.weights.scales.double()
+    assert relative_error(case.C, case.A.double() @ weights) <= allowed
 
 
 @pytest.mark.parametrize("ctas", [1, 7, 72, 84, 108, 132, 1000])
