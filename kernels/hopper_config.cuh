@@ -35,6 +35,7 @@ constexpr int kStripRows = 128;  // rows that are contiguous in the packed weigh
 
 constexpr int kRowWarpgroups = kWarpgroups / kSplit;
 constexpr int kTileRows = kBlockRows * kBlocks * kRowWarpgroups;
+constexpr bool kWholeStrips = kTileRows % kStripRows == 0;  // else a stage holds single blocks
 constexpr int kConsumerThreads = 128 * kWarpgroups;
 constexpr int kProducerWarps = kReallocate ? 4 : 2;
 constexpr int kThreads = kConsumerThreads + 32 * kProducerWarps;
@@ -83,6 +84,5 @@ static_assert(kSplit == 1 || kSplitCluster, "warpgroups that split K meet in the
 static_assert(!kSplitCluster || kTileRows / 16 % kCluster == 0, "each CTA of a cluster finishes whole 16-row groups");
 static_assert(kStages >= 2, "a consumer holds one stage while it waits for the next");
 static_assert(!kBf16 || kScaleAccumulators || kGroupSize == 0, "bfloat16 would round the scaled weights");
-static_assert(kTileRows == kBlockRows || kTileRows % kStripRows == 0, "a tile is half a strip or whole strips");
 static_assert(kStageActivationBytes % 1024 == 0, "the 128-byte swizzle repeats every 1024 bytes");
 static_assert(!kReallocate || kWarpgroups >= 2, "one warpgroup may have 255 registers anyway");

@@ -44,8 +44,8 @@ __device__ __forceinline__ void read_codes(Codes& codes, u32 stage_weights, cons
   for (int block = 0; block < kBlocks; ++block) {
     const int row_block = at.row_warpgroup * kBlocks + block;
     u32 address = stage_weights;
-    if constexpr (kTileRows == kBlockRows) {
-      address += tile * kBlockBytes;
+    if constexpr (!kWholeStrips) {
+      address += (row_block * kStageTiles + tile) * kBlockBytes;
     } else {
       address += ((row_block >> 1) * kStageTiles + tile) * kStripBytes + (row_block & 1) * kBlockBytes;
     }

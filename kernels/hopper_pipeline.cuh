@@ -2,13 +2,19 @@
 //
 //   full[s]   2 arrivals (weights, activations) + their bytes      empty[s]   one arrival of every consumer warp
 //
-// A stage is one bulk copy of packed weights per strip of 128 rows and one tensor-map copy of activations, which lands in the
-// 128-byte-swizzled K-major order that wgmma reads. Weights do not depend on the previous kernel of the stream, so their
+// A stage is one bulk copy of packed weights per strip of 128 rows (or per block of 64 and K tile, in a tile of an odd number
+// of blocks) and one tensor-map copy of activations, which lands in the 128-byte-swizzled K-major order that wgmma reads. Weights do not depend on the previous kernel of the stream, so their
 // producer starts before griddepcontrol.wait; the activations' producer starts after it.
 #pragma once
 
 #include "hopper_config.cuh"
 #include "hopper_schedule.cuh"
+
+// 1 for compute-sanitizer's racecheck, which does not follow warp-wide products from the lanes that read to the one that
+// arrives.
+#ifndef EVERY_LANE_RELEASES
+#define EVERY_LANE_RELEASES 0
+#endif
 
 struct alignas(64) TensorMap {
   u64 opaque[16];
@@ -42,7 +48,7 @@ struct Ring {
   __device__ __forceinline__ void initialize(int lane) const {
     for (int stage = lane; stage < kStages; stage += 32) {
       mbarrier_init(full(stage), 2);
-      mbarrier_init(empty(stage), kConsumerWarps * kTeam);
+      mbarrier_init(empty(stage), kConsumerWarps * kTeam * (EVERY_LANE_RELEASES ? 32 : 1));
     }
     fence_mbarrier_init();
     fence_proxy_async_shared();
@@ -58,7 +64,15 @@ struct Ring {
     }
   }
   __device__ __forceinline__ void release(int stage, int lane) const {
-    if constexpr (kTeam > 1) {
+    if constexpr (EVERY_LANE_RELEASES) {
+      for (int cta = 0; cta < kTeam; ++cta) {
+        if constexpr (kTeam > 1) {
+          mbarrier_arrive_cluster(empty(stage), cta);
+        } else {
+          mbarrier_arrive(empty(stage));
+        }
+      }
+    } else if constexpr (kTeam > 1) {
       if (lane < kTeam) mbarrier_arrive_cluster(empty(stage), lane);
     } else {
       if (lane == 0) mbarrier_arrive(empty(stage));
@@ -80,15 +94,19 @@ __device__ __forceinline__ void produce_weights(const Ring& ring, const Schedule
       u32 shared = ring.weights(cursor.index);
       ring.wait_empty(cursor);
       mbarrier_arrive_expect_tx(barrier, kStageWeightBytes);
-      if constexpr (kTileRows == kBlockRows) {
-        const int strip = row_tile >> 1;
-        const unsigned char* source = packed + (static_cast<size_t>(strip) * k_tiles + unit * kStageTiles) * kStripBytes +
-                                      (row_tile & 1) * kBlockBytes;
+      if constexpr (!kWholeStrips) {
 #pragma unroll
-        for (int tile = 0; tile < kStageTiles; ++tile) {
-          cp_async_bulk(shared, source, kBlockBytes, barrier);
-          shared += kBlockBytes;
-          source += kStripBytes;
+        for (int i = 0; i < kTileRows / kBlockRows; ++i) {
+          const int block = row_tile * (kTileRows / kBlockRows) + i;
+          const int strip = min(block >> 1, strips - 1);
+          const unsigned char* source = packed + (block & 1) * kBlockBytes +
+                                        (static_cast<size_t>(strip) * k_tiles + unit * kStageTiles) * kStripBytes;
+#pragma unroll
+          for (int tile = 0; tile < kStageTiles; ++tile) {
+            cp_async_bulk(shared, source, kBlockBytes, barrier);
+            shared += kBlockBytes;
+            source += kStripBytes;
+          }
         }
       } else {
 #pragma unroll

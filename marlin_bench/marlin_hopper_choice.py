@@ -14,7 +14,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from marlin_bench.layouts.marlin_hopper import K_MULTIPLE, TILE_K
+from marlin_bench.layouts.marlin_hopper import K_MULTIPLE, STRIP_COLUMNS, TILE_K
 from marlin_bench.marlin_hopper_config import Schedule, Stripes, Tiling, WeightKind, schedule
 
 TABLE = Path(__file__).with_name("marlin_hopper_table.json")
@@ -131,74 +131,137 @@ def _bf16_tiling(batch_tile: int) -> Tiling:
     return Tiling(batch_tile, blocks=1 if batch_tile > 48 else 2, scale_accumulators=True, reallocate=batch_tile >= 32)
 
 
-_HALF_STRIPS = {  # a cluster of two splits K of 64 columns
-    8: "b8_w2k2_m1_t2_c2_pair_early",
-    16: "b16_w2k2_m1_t2_p4_c2_acc_pair_early",
-    24: "b24_w2k2_m1_t2_c2_early",
-    32: "b32_w2k2_m1_t2_c2_early",
-    48: "b48_w2k2_m1_t2_c2_early_regs",
-    64: "b64_w2k2_m1_t2_c2_early_regs",
+# A cluster of two splits K of so many columns, all clusters at once: {columns: {batch tile: tiling}}.
+_CLUSTERS = {
+    64: {
+        8: "b8_w2k2_m1_t2_s6_c2_pair_early",
+        16: "b16_w2k2_m1_t2_p4_c2_acc_pair_early",
+        24: "b24_w2k2_m1_t2_c2_early",
+        32: "b32_w2k2_m1_t2_c2_early",
+        48: "b48_w2k2_m1_t2_c2_early_regs",
+        64: "b64_w2k2_m1_t2_c2_early_regs",
+    },
+    128: {
+        8: "b8_w2k2_m2_t2_c2_pair_early",
+        16: "b16_w2_m1_t2_p4_c2_acc_pair_early",
+        24: "b24_w2k2_m2_t2_p4_c2_early",
+        32: "b32_w2k2_m2_t2_p4_c2_early",
+        48: "b48_w2_m1_t2_p4_c2_early_regs",
+        64: "b64_w2_m1_t2_p4_c2_early_regs",
+        72: "b72_w2_m1_t2_p4_c2_early_regs",
+        80: "b80_w2_m1_t1_c2_early_regs",
+        96: "b96_w2_m1_t1_c2_early_regs",
+        112: "b112_w2_m1_t1_c2_early_regs",
+        128: "b128_w2_m1_t1_c2_early_regs",
+        136: "b136_w2_m1_t1_c2_early_regs",
+    },
+    192: {
+        8: "b8_w3_m1_t1_c2_pair_early",
+        16: "b16_w3_m1_t1_p4_c2_pair_early",
+        24: "b24_w3_m1_t2_c2_early",
+        32: "b32_w3_m1_t2_c2_early",
+        48: "b48_w3_m1_t1_p4_c2_early",
+        64: "b64_w3_m1_t1_p4_c2_early",
+    },
+    256: {
+        8: "b8_w2_m2_t2_p4_c2_early_regs",
+        16: "b16_w4_m1_t2_p4_c2_early",
+        24: "b24_w2_m2_t2_p4_c2_early_regs",
+        32: "b32_w2_m2_t2_p4_c2_early_regs",
+        64: "b64_w4_m1_t2_c2_early",
+    },
+    384: {
+        8: "b8_w3_m2_t1_p4_c2_early_regs",
+        16: "b16_w3_m2_t1_p4_c2_early_regs",
+        24: "b24_w3_m2_t1_p4_c2_early_regs",
+        32: "b32_w3_m2_t1_p4_c2_early_regs",
+    },
+    448: {8: "b8_w7_m1_t2_c2_acc_early"},
 }
-_STRIPS = {  # a cluster of two splits K of 128 columns
-    8: "b8_w2k2_m2_t2_c2_acc_pair_early",
-    16: "b16_w2_m1_t2_p4_c2_acc_pair_early",
-    24: "b24_w2k2_m2_t2_p4_c2_early",
-    32: "b32_w2k2_m2_t2_p4_c2_early",
-    48: "b48_w2_m1_t2_p4_c2_early_regs",
-    64: "b64_w2_m1_t2_p4_c2_early_regs",
-    72: "b72_w2_m1_t2_p4_c2_early_regs",
-    80: "b80_w2_m1_t1_c2_early_regs",
-    96: "b96_w2_m1_t1_c2_early_regs",
-    112: "b112_w2_m1_t1_c2_early_regs",
-    128: "b128_w2_m1_t1_c2_early_regs",
-    136: "b136_w2_m1_t1_c2_early_regs",
+# The same with one CTA an SM: where clusters leave SMs idle, others would hold two CTAs of one launch; and for a long K
+# a deeper ring is worth more than the early start of the next launch.
+_LONELY_CLUSTERS = {
+    64: {8: "b8_w2k2_m1_t2_c2_early", 16: "b16_w2k2_m1_t2_c2_early"},
+    128: {8: "b8_w2k2_m2_t2_c2_early", 16: "b16_w2k2_m2_t2_c2_early"},
+    192: {8: "b8_w3_m1_t2_p4_c2_early", 16: "b16_w3_m1_t2_c2_early"},
 }
+_LEAST_CROWD = 0.9  # share of the SMs that clusters need, to run two CTAs an SM
+_LONG_K = 16384  # from where on clusters of 128 columns run alone
 _STRIPED = {  # 256 columns striped over all SMs
-    8: "b8_w2_m2_t2_p4_acc_early_regs",
-    16: "b16_w2_m2_t2_p4_acc_early",
+    8: "b8_w2_m2_t2_s5_p4_acc_early_regs",
+    16: "b16_w2_m2_t2_s4_p4_early_regs",
     24: "b24_w2_m2_t2_p4_regs",
     32: "b32_w2_m2_t2_p4_regs",
     48: "b48_w2_m2_t2_p4_regs",
     64: "b64_w2_m2_t2_p4_regs",
     72: "b72_w2_m2_t2_regs",
 }
+_WIDEST_OF_HALF_STRIPS = 72
 _SHORTEST_SPLIT_TILES = 8  # K tiles below which a split of K does not pay
+_LEAST_WIDE_ROUND = 0.75  # of the SMs that tiles of 256 columns take; with fewer, those of 128
+_FEWEST_WIDE_ROUNDS = 1.65  # if it is more than one; between, joining costs tiles of 256 columns more than those of 128
+_ROUNDS_BEFORE_REST = 2.5  # of tiles of 128 columns, from where on only their last round is striped
+_NARROW_RASTER = 4
 
 
 def _rule_batch_tile(M: int, N: int, sm_count: int) -> int:
     """The tightest batch tile; two narrow ones instead of a wide one where clusters of those fill the device."""
     tile = tightest_batch_tile(M, BATCH_TILES[-1])
-    if tile > _WIDEST_REPEATED and sm_count >= 2 * 2 * -(-N // 128):
-        return tightest_batch_tile(M, _WIDEST_REPEATED)
+    if _WIDEST_OF_HALF_STRIPS < M <= tile and sm_count >= 2 * 2 * -(-N // STRIP_COLUMNS):
+        return smallest_batch_tile(-(-M // 2))
     return tile
+
+
+def _cluster_plan(batch_tile: int, batch_tiles: int, N: int, K: int, sm_count: int) -> Plan | None:
+    """Clusters of two that split K of as few columns as let all of them run at once."""
+    for columns, tilings in _CLUSTERS.items():
+        ctas = 2 * -(-N // columns) * batch_tiles
+        if ctas > sm_count or batch_tile not in tilings:
+            continue
+        is_lonely = ctas < _LEAST_CROWD * sm_count or (columns == STRIP_COLUMNS and K >= _LONG_K)
+        lonely = _LONELY_CLUSTERS.get(columns, {}) if is_lonely else {}
+        return Plan(Tiling.parse(lonely.get(batch_tile, tilings[batch_tile])))
+    return None
 
 
 def _default_rule(M: int, N: int, K: int, sm_count: int) -> Plan:
     """The rule for FP16 in groups of 128: what the measured layers nearest in shape take.
 
-    Layers with so few columns that clusters of two cover the device at once split K; others stripe tiles of 256
-    columns; large batches take tiles of 256 x 128, whole where they divide among the SMs.
+    Up to 64 rows (with few columns, up to 136) clusters of two split K where all of them run at once; wider layers
+    stripe tiles of 256 columns.
     """
     tile = _rule_batch_tile(M, N, sm_count)
     batch_tiles = -(-M // tile)
-    splits = K // TILE_K >= _SHORTEST_SPLIT_TILES
-    for tilings, columns in ((_HALF_STRIPS, 64), (_STRIPS, 128)):
-        if splits and tile in tilings and -(-N // columns) * batch_tiles * 2 <= sm_count:
-            return Plan(Tiling.parse(tilings[tile]))
+    if K // TILE_K >= _SHORTEST_SPLIT_TILES and (plan := _cluster_plan(tile, batch_tiles, N, K, sm_count)) is not None:
+        return plan
     if tile in _STRIPED and batch_tiles == 1:
         return Plan(Tiling.parse(_STRIPED[tile]))
+    return _large_batch_plan(tile, batch_tiles, N, sm_count)
+
+
+def _large_batch_plan(tile: int, batch_tiles: int, N: int, sm_count: int) -> Plan:
+    """Tiles of 256 columns, or of 128 where joining the wide ones' last round costs more; whole where they divide."""
     wide = Tiling(tile, blocks=2, early_trigger=True, reallocate=True)
     narrow = replace(wide, blocks=1)
     if batch_tiles == 1 and sm_count < -(-N // narrow.tile_columns) < 2 * sm_count:
         return Plan(narrow, stripes=Stripes.REST)
-    tiling = narrow if -(-N // wide.tile_columns) * batch_tiles * 4 < sm_count * 3 else wide
-    if tiling == wide and tile == _WIDEST_REPEATED:
-        tiling = replace(wide, stage_tiles=2)
+    if tile == _WIDEST_REPEATED:
+        wide = replace(wide, stage_tiles=2)
+    tiles = -(-N // wide.tile_columns) * batch_tiles
+    rounds = tiles / sm_count
+    tiling = wide if rounds >= _FEWEST_WIDE_ROUNDS or _LEAST_WIDE_ROUND <= rounds <= 1 else narrow
     tiles = -(-N // tiling.tile_columns) * batch_tiles
-    even = next((ctas for ctas in range(sm_count, sm_count * 15 // 16, -1) if tiles % ctas == 0), None)
-    if even is None:
-        return Plan(tiling)
-    return Plan(tiling, ctas=even, stripes=Stripes.NONE)
+    even = _even_ctas(tiles, sm_count)
+    if even is not None:
+        return Plan(tiling, ctas=even, stripes=Stripes.NONE)
+    if tiling == narrow and tiles > _ROUNDS_BEFORE_REST * sm_count:
+        return Plan(narrow, raster=_NARROW_RASTER, stripes=Stripes.REST)
+    return Plan(tiling)
+
+
+def _even_ctas(tiles: int, sm_count: int) -> int | None:
+    """A number of CTAs, nearly all SMs, among which the tiles divide."""
+    return next((ctas for ctas in range(sm_count, sm_count * 15 // 16, -1) if tiles % ctas == 0), None)
 
 
 def _careful_rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
@@ -244,7 +307,7 @@ def reachable_builds(sm_count: int = 132) -> list[tuple[Tiling, WeightKind]]:
     for N, K in _table(TABLE):
         for M in sizes:
             builds[choose(M, N, K, sm_count, WeightKind()).tiling, WeightKind()] = None
-    for N in (4096, 5120, 8192, 12288, 18432, 28672, 57344):
+    for N in (4096, 5120, 8192, 10240, 12288, 15360, 22016, 28672, 57344):
         for M in sizes:
             builds[rule(M, N, 4096, sm_count, WeightKind()).tiling, WeightKind()] = None
     for group_size, zero_points, bf16 in product((64, 128, None), (False, True), (False, True)):
