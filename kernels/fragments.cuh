@@ -1,20 +1,22 @@
 // Which lane of a warp holds which number (paper 3.4 "Dequantization and Tensor Cores").
 //
-// mma.m16n8k16 with g = lane / 4 and t = lane % 4:
+// Weights stand on the left of mma.m16n8k16, so the product is C^T = W^T · A^T and a batch costs multiples of 8 rows. With
+// g = lane / 4 and t = lane % 4:
 //
-//      activations 16x16         weights 16x8              sums 16x8
-//            k                        n                        n
-//        a0 | a2   row g         b0   k 2t, 2t+1          d0 d1   row g,   n 2t, 2t+1
-//        ---+---                 b1   k 2t+8, 2t+9        d2 d3   row g+8, n 2t, 2t+1
-//        a1 | a3   row g+8           column n = g
+//      weights 16x16               activations 16x8        sums 16x8
+//            k                           batch                 batch
+//        a0 | a2   channel row g      b0   k 2t, 2t+1         d0 d1   row g,   batch 2t, 2t+1
+//        ---+---                      b1   k 2t+8, 2t+9       d2 d3   row g+8, batch 2t, 2t+1
+//        a1 | a3   row g+8               batch row g
 //
-// Eight such products cover the 64 columns of a warp. Which column of the weight matrix stands at position n of
-// product b is free, because a column of W and of C never meets another one. This order makes the epilogue trivial:
+// Four such operands cover the 64 columns of a warp; word j of a lane's codes is one of them. Which column of the weight
+// matrix stands at channel row g + 8h of word j is free, because a column of W and of C never meets another one. This order
+// makes the epilogue trivial (b = 2j + h):
 //
-//      column(b, n) = 32 (b / 4) + 8 (n / 2) + 2 (b % 4) + n % 2
+//      channel(b, g) = 32 (b / 4) + 8 (g / 2) + 2 (b % 4) + g % 2
 //
-// so lane t holds, for b = 4c … 4c+3 and n = 2t, 2t+1, the eight consecutive columns 32c + 8t … 32c + 8t + 7:
-// one 16-byte store, 64 contiguous bytes for four lanes, and no transposition through shared memory.
+// so the lanes of g and g ^ 1 hold the even and the odd ones of eight neighbours, for two batch rows each: they exchange one
+// (sums.cuh), and each has a 16-byte vector to store, without a transposition through shared memory.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -22,14 +24,12 @@
 #include "ptx.cuh"
 
 constexpr int kStripColumns = 64;                // columns of a warp; one weight strip is 16 x 64
-constexpr int kProducts = kStripColumns / 8;     // mma across a strip
 constexpr int kStripVectors = 32;                // 16-byte vectors of a packed 16 x 64 strip: one a lane
 constexpr int kBlockVectors = 4 * kStripVectors; // a packed 64 x 64 block: 2 KiB without a gap
 
-using Accumulator = float[kProducts][4];  // the sums of 16 rows x 64 columns
-
 // One type's pair, its product with the tensor cores, and the bits of a pair.
 struct Fp16 {
+  static constexpr bool kSubnormals = true;  // hold a code (codes.cuh)
   using Scalar = __half;
   using Pair = __half2;
   static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
@@ -45,6 +45,7 @@ struct Fp16 {
 };
 
 struct Bf16 {
+  static constexpr bool kSubnormals = false;
   using Scalar = __nv_bfloat16;
   using Pair = __nv_bfloat162;
   static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
@@ -77,6 +78,10 @@ struct OutputVector {
 __device__ __forceinline__ OutputVector operator+(const OutputVector& a, const OutputVector& b) {
   return {{a.low.x + b.low.x, a.low.y + b.low.y, a.low.z + b.low.z, a.low.w + b.low.w},
           {a.high.x + b.high.x, a.high.y + b.high.y, a.high.z + b.high.z, a.high.w + b.high.w}};
+}
+
+__device__ __forceinline__ OutputVector operator*(const OutputVector& a, float b) {
+  return {{a.low.x * b, a.low.y * b, a.low.z * b, a.low.w * b}, {a.high.x * b, a.high.y * b, a.high.z * b, a.high.w * b}};
 }
 
 // Eight neighbours of a row of C, or of a bias: stored in 16 bytes and added up in FP32.

@@ -1,11 +1,11 @@
-// The numbers that shape one build of marlin.cu, all from -D options (marlin_bench/backends/marlin_tiles.py sets them):
+// The numbers that shape one build of marlin.cu, all from -D options (marlin_bench/marlin_config.py sets them):
 //   TILE_M x TILE_N x TILE_K   rows, columns and k steps of a CTA's tile
 //   STAGES                     depth of the shared-memory ring, as deep as the device allows
 //   SCALE_ROWS                 scale groups that one k tile touches: 1, or TILE_K / group
 //   BF16, ZEROS                0 or 1: activations in BF16, weights with 4-bit zero points
 //   CTAS_PER_SM                how many are meant to share an SM
 //
-// Warp layout (paper 3.4 "Warp Layout"): eight warps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 columns and up to 64
+// Warp layout (paper 3.4 "Warp Layout"): eight warps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 columns and up to 72
 // rows; the warps left over split K inside the tile and are added up at its end (reduction.cuh). Wide warp tiles use
 // each weight from shared memory for all rows, and eight warps suffice to keep four schedulers busy.
 //
@@ -24,15 +24,16 @@ constexpr int kTileM = TILE_M, kTileN = TILE_N, kTileK = TILE_K;
 constexpr int kStages = STAGES;
 constexpr int kScaleRows = SCALE_ROWS;
 constexpr bool kZeros = ZEROS;
+constexpr bool kScaleSums = false;  // weights are scaled
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kWarpsN = kTileN / kStripColumns;
-constexpr int kWarpsM = (kTileM + 63) / 64;
+constexpr int kWarpsM = (kTileM + 71) / 72;
 constexpr int kWarpsK = kWarps / (kWarpsN * kWarpsM);
-constexpr int kRowBlocks = kTileM / 16 / kWarpsM;  // 16-row blocks of a warp
+constexpr int kRowBlocks = kTileM / 8 / kWarpsM;   // operands of 8 rows of a warp
 constexpr int kSteps = kTileK / 16 / kWarpsK;      // k blocks of a warp in a tile
 static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the row warps must divide 8");
-static_assert(kRowBlocks * 16 * kWarpsM == kTileM, "row warps share the tile evenly");
+static_assert(kRowBlocks * 8 * kWarpsM == kTileM, "row warps share the tile evenly");
 static_assert(kSteps >= 2 && kSteps % 2 == 0, "an even number of steps lets two register buffers take turns");
 
 // A stage of the ring, in 16-byte vectors: activations, weights, scales, zero points.
@@ -60,26 +61,7 @@ struct Position {
   }
 };
 
-// The sums of a warp, and its output vectors (reduction.cuh): vector u = 4 m + 2 h + c of a lane is row 16 m + 8 h + g,
-// columns 32 c + 8 t …. u is a compile-time number wherever this is used, so the sums stay in registers.
-using Sums = Accumulator[kRowBlocks];
-constexpr int kVectors = 4 * kRowBlocks;
-
-__device__ __forceinline__ OutputVector vector_of(const Sums& sums, int u) {
-  const float(&row)[kProducts][4] = sums[u / 4];
-  const int h = u / 2 % 2 * 2, c = u % 2 * 4;
-  return {{row[c][h], row[c][h + 1], row[c + 1][h], row[c + 1][h + 1]},
-          {row[c + 2][h], row[c + 2][h + 1], row[c + 3][h], row[c + 3][h + 1]}};
-}
-
-__device__ __forceinline__ void put_vector(Sums& sums, int u, const OutputVector& vector) {
-  float(&row)[kProducts][4] = sums[u / 4];
-  const int h = u / 2 % 2 * 2, c = u % 2 * 4;
-  row[c][h] = vector.low.x, row[c][h + 1] = vector.low.y;
-  row[c + 1][h] = vector.low.z, row[c + 1][h + 1] = vector.low.w;
-  row[c + 2][h] = vector.high.x, row[c + 2][h + 1] = vector.high.y;
-  row[c + 3][h] = vector.high.z, row[c + 3][h + 1] = vector.high.w;
-}
+#include "sums.cuh"
 
 // Every thread of the CTA computes.
 __device__ __forceinline__ void sync_computing() { __syncthreads(); }

@@ -48,44 +48,56 @@ def suitable_ctas(tile: TileShape, M: int, N: int, sm_count: int) -> int:
 
 
 _EVEN_SHARE = 0.9
-_SHORT_TILES: tuple[tuple[int, float, tuple[str, ...]], ...] = (
+_SMALL = 12
+"""16 KiB tiles of weights an SM below which a layer is small: sums across CTAs then cost more than reading twice."""
+_FEW_ROWS: tuple[tuple[int, float, tuple[str, ...]], ...] = (
     # up to this M, from this many 16 KiB tiles of weights an SM on: the best first (measured on an H200)
     (8, 40, ("8x256x128rs", "8x512x128rw16", "16x256x128x2", "16x256x64x2")),
-    (8, 12, ("8x256x128rs", "8x128x256r", "16x256x128", "16x256x64x2")),
+    (8, _SMALL, ("8x256x128rs", "8x128x256r", "16x256x128", "16x256x64x2")),
     (8, 0, ("8x128x256r", "16x128x128", "16x256x64x2")),
-    (16, 40, ("16x256x256rs", "16x512x128rw16", "16x256x128x2", "16x256x64x2")),
-    (16, 12, ("16x256x256rs", "16x128x256r", "16x256x128", "16x256x64x2")),
+    (16, 40, ("16x256x256rs", "16x256x256r", "16x256x128x2", "16x256x64x2")),
+    (16, _SMALL, ("16x128x256r", "16x256x128", "16x256x64x2")),
     (16, 0, ("16x128x256r", "16x128x128", "16x256x64x2")),
-    (32, 12, ("32x256x64",)),
-    (32, 0, ("32x128x128", "32x256x64")),
-    (48, 0, ("48x256x64",)),
-    (64, 12, ("64x256x128", "64x256x64")),
-    (64, 0, ("64x128x128", "64x256x64")),
 )
+_ROWS = (24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
+"""Rows of the tiles for more; 72 on Hopper alone."""
 
 
-def _preferred(M: int, N: int, K: int, sm_count: int) -> tuple[str, ...]:
+def _wide(rows: int) -> tuple[str, ...]:
+    """Tiles of 256 columns, the best first: the ring where it is faster, and what serves every GPU and format."""
+    ring = (f"{rows}x256x128r",) if rows in _RING_ROWS else ()
+    return *ring, f"{rows if rows != 72 else 80}x256x64", "64x256x64"
+
+
+_RING_ROWS = (24, 32, 40, 72, 80, 96, 112, 128)
+
+
+def _preferred(M: int, N: int, K: int, machine: Machine) -> tuple[str, ...]:
     """Names of tiles, the best first; whether they fit K and the device is checked after."""
-    weight_tiles = -(-N // 256) * (K / 128) / sm_count
-    for largest_M, fewest, names in _SHORT_TILES:
+    columns = -(-N // 256)
+    weight_tiles = columns * (K / 128) / machine.sm_count
+    for largest_M, fewest, names in _FEW_ROWS:
         if largest_M >= M and weight_tiles >= fewest:
             return names
-    for rows, columns, name in ((128, 256, "128x256x64"), (64, 256, "64x256x128"), (64, 128, "64x128x128")):
+    small = weight_tiles < _SMALL
+    narrow = "64x128x128r", "64x128x128", "64x256x64"
+    if small and M <= 64:
+        return ("32x128x128r", "32x128x128", "32x256x64") if M <= 32 else narrow
+    for rows, width in ((128, 256), (64, 256), (64, 128)):
         # a tile an SM, uncut; narrow ones read activations too often for layers that are not small
-        fills = _EVEN_SHARE * sm_count <= -(-M // rows) * -(-N // columns) <= sm_count
-        if fills and (columns == 256 or weight_tiles < 12):
-            return name, "64x256x64"
-    if 64 < M <= 96 and weight_tiles >= 12:
-        return "96x256x64", "64x256x64"
-    tall = min((96, 128), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
-    if -(-M // tall) * -(-N // 256) * 4 <= sm_count:
-        # more tiles, so that fewer CTAs share one
-        return ("64x128x128", "64x256x64") if weight_tiles < 12 and M <= 128 else ("64x256x128", "64x256x64")
-    return (f"{tall}x256x64", "64x256x64")
+        fills = _EVEN_SHARE * machine.sm_count <= -(-M // rows) * -(-N // width) <= machine.sm_count
+        if fills and (width == 256 or small):
+            return _wide(rows) if width == 256 else narrow
+    rows = min(_ROWS, key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
+    if -(-M // rows) * columns * 4 <= machine.sm_count and (small or rows > 80):
+        return narrow if small and M <= 128 else _wide(64)  # more tiles, so that fewer CTAs share one
+    return _wide(rows)
 
 
-WITHOUT_ZERO_POINTS = ("64x256x128", "16x512x128rw16")
+WITHOUT_ZERO_POINTS = ()
 """Tiles whose registers do not hold zero points too: builds of them would spill."""
+WITHOUT_SHORT_GROUPS = ("8x512x128rw16", "72x256x128r")
+"""Tiles whose registers do not hold groups of 32 either."""
 
 
 def suits(tile: Tile, operands: Operands) -> bool:
@@ -96,12 +108,14 @@ def suits(tile: Tile, operands: Operands) -> bool:
     """
     if operands.zero_points and str(tile) in WITHOUT_ZERO_POINTS:
         return False
+    if operands.group_size == 32 and str(tile) in WITHOUT_SHORT_GROUPS:
+        return False
     return not (operands.bf16 and tile.scale_sums)
 
 
 def choose_build(operands: Operands, M: int, N: int, K: int, machine: Machine) -> Build:
     """The build for a problem: the preferred tile that divides K and has at least three stages on this machine."""
-    for name in _preferred(M, N, K, machine.sm_count):
+    for name in _preferred(M, N, K, machine):
         tile = tile_named(name)
         if K % tile.depth or not tile.runs_on(machine.capability):
             continue

@@ -15,6 +15,7 @@ WARPS = 8
 GROUP_SIZES = (32, 64, 128, None)
 LARGEST_M = 65536
 _HOPPER = (9, 0)
+_MOST_ROWS_OF_A_WARP = 72
 _ONE_GROUP_SHIFT = 31  # shifts any k to group 0: one scale a column
 _STATIC_SHARED_BYTES = 512  # two barriers a stage and a flag
 _RESERVED_SHARED_BYTES = 1024  # CUDA's own share of an SM's shared memory for each resident CTA
@@ -50,8 +51,15 @@ class Tile:
         pair = "" if self.ctas_per_sm == 1 else f"x{self.ctas_per_sm}"
         return f"{self.rows}x{self.columns}x{self.depth}{kind}{'s' if self.scale_sums else ''}{warps}{pair}"
 
+    @property
+    def hands_over_registers(self) -> bool:
+        """Whether warps that fetch give registers to those that compute, as only sm_90a can (ring_tile.cuh)."""
+        return self.ring and self.rows > 8
+
     def runs_on(self, capability: tuple[int, int]) -> bool:
         """Whether GPUs of this compute capability have the instructions that it takes."""
+        if self.hands_over_registers:
+            return capability == _HOPPER
         return capability >= _HOPPER or not self.ring
 
     @property
@@ -62,14 +70,19 @@ class Tile:
     @property
     def warps_k(self) -> int:
         """Warps that split the depth (tile.cuh)."""
-        return self.warps // (self.columns // BLOCK * -(-self.rows // BLOCK))
+        return self.warps // (self.columns // BLOCK * self.warps_m)
+
+    @property
+    def warps_m(self) -> int:
+        """Warps that split the rows (tile.cuh)."""
+        return -(-self.rows // _MOST_ROWS_OF_A_WARP)
 
     @property
     def exchange_bytes(self) -> int:
         """Shared memory in which warps that split K exchange their sums: behind a ring, else the pipeline's."""
         warps = self.warps // self.warps_k
         a_vector = warps * (self.warps_k - 1) * 1024
-        vectors = self.rows // 4 // -(-self.rows // BLOCK)
+        vectors = self.rows // 4 // self.warps_m
         at_a_time = vectors if not self.ring else max(1, min(vectors, _EXCHANGE_BYTES // max(1, a_vector)))
         return a_vector * at_a_time
 
@@ -227,21 +240,17 @@ TILES = (
     Tile(8, 512, 128, warps=16, ring=True),
     Tile(8, 256, 128, ring=True, scale_sums=True),
     Tile(8, 128, 256, ring=True),
-    Tile(16, 512, 128, warps=16, ring=True),
     Tile(16, 256, 256, ring=True, scale_sums=True),
+    Tile(16, 256, 256, ring=True),
     Tile(16, 128, 256, ring=True),
+    *(Tile(rows, 128, 128, ring=True) for rows in (32, 64)),
+    *(Tile(rows, 256, 128, ring=True) for rows in (24, 32, 40, 64, 72, 80, 96, 112, 128)),
     Tile(16, 128, 128),
     Tile(16, 256, 64, ctas_per_sm=2),
     Tile(16, 256, 128),
     Tile(16, 256, 128, ctas_per_sm=2),
-    Tile(32, 128, 128),
-    Tile(32, 256, 64),
-    Tile(48, 256, 64),
-    Tile(64, 128, 128),
-    Tile(64, 256, 64),
-    Tile(64, 256, 128),
-    Tile(96, 256, 64),
-    Tile(128, 256, 64),
+    *(Tile(rows, 128, 128) for rows in (32, 64)),
+    *(Tile(rows, 256, 64) for rows in (24, 32, 40, 48, 56, 64, 80, 96, 112, 128)),
 )
 """Every tile that a launch may be given; `name` is as a record's choice has it, an `x2` at its end two CTAs an SM."""
 

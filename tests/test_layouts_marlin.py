@@ -48,7 +48,8 @@ def test_each_weight_of_a_strip_is_held_exactly_once():
 def test_every_lane_loads_the_weights_the_model_says():
     codes = random_codes(128, 192)
     vectors = layout.pack_codes(codes).numpy().view(np.uint32).reshape(2, 3, 4, 32, 4)
-    nibbles = (vectors[..., None] >> (4 * np.arange(8, dtype=np.uint32))) & 15
+    words = vectors >> 2 | vectors << 30
+    nibbles = (words[..., None] >> (4 * np.arange(8, dtype=np.uint32))) & 15
     k, column = np.moveaxis(layout.strip_positions(), -1, 0)
     expected = codes.numpy()
     for block_k, block_n, strip in np.ndindex(2, 3, 4):
@@ -67,7 +68,7 @@ def tensor_core_product(fragments: np.ndarray, B: np.ndarray) -> np.ndarray:
 
 
 def settled(sums: np.ndarray) -> np.ndarray:
-    """The exchange of tile.cuh: [4 words, 16, 8] → for each lane [4 words, 2 halves, low/high], of one batch row."""
+    """The exchange of sums.cuh: [4 words, 16, 8] → for each lane [4 words, 2 halves, low/high], of one batch row."""
     lanes = np.empty((32, 4, 2, 2))
     for lane, j, h in np.ndindex(32, 4, 2):
         g, t = divmod(lane, 4)
@@ -77,14 +78,15 @@ def settled(sums: np.ndarray) -> np.ndarray:
 
 
 def test_the_kernels_steps_in_numpy_give_the_product():
-    """Load, mask as dequantise.cuh does, scale, multiply, exchange, store as marlin.cu does: C = A · W on one strip."""
+    """Load, mask as codes.cuh does, scale, multiply, exchange, store as marlin.cu does: C = A · W on one strip."""
     rng = np.random.default_rng(0)
     codes = random_codes(64, 64)
     zeros = random_codes(1, 64, 1)
     scales = torch.from_numpy(rng.uniform(0.5, 2, (1, 64))).half()
     A = rng.standard_normal((8, 64))
     words = layout.pack_codes(codes).numpy().view(np.uint32).reshape(4, 32, 4)
-    lane_scales = layout.pack_scales(scales).numpy()[0, 0]
+    stored, unit = layout.kernel_scales(layout.pack_scales(scales))
+    lane_scales = stored.numpy()[0, 0].astype(float)
     lane_zeros = layout.pack_zeros(zeros).numpy().view(np.uint32)[0, 0]
     sums = np.zeros((4, 16, 8))
     for strip, j in np.ndindex(4, 4):
@@ -93,10 +95,12 @@ def test_the_kernels_steps_in_numpy_give_the_product():
             g = lane // 4
             zero_pair = (lane_zeros[g] >> np.uint32(4 * j)) & 0x000F000F
             zero = zero_pair & 15 if h == 0 else zero_pair >> 16
-            word = int(words[strip, lane, j]) >> (8 * h)
-            low, high = word & 0x000F000F, word & 0x00F000F0
-            pairs = [(low & 0xFFFF, low >> 16), ((high & 0xFFFF) / 16, (high >> 16) / 16)]
-            fragments[lane, [h, h + 2]] = (np.array(pairs) - float(zero)) * float(lane_scales[g, 2 * j + h])
+            word = words[strip, lane, j]
+            turned = np.array([word, word >> np.uint32(8) | word << np.uint32(24)])  # k 2t and 2t + 8
+            masked = turned & np.uint32(0x003C003C if h == 0 else 0x03C003C0)
+            subnormals = masked.view(np.float16).reshape(2, 2).astype(float)
+            offset = float(zero) * 2.0 ** (-22 if h == 0 else -18)
+            fragments[lane, [h, h + 2]] = (subnormals - offset) * lane_scales[g, 2 * j + h] * unit.item()
         sums[j] += tensor_core_product(fragments, A[:, 16 * strip : 16 * strip + 16].T)
     lanes, C = settled(sums), np.full((8, 64), np.nan)
     for lane, c in np.ndindex(32, 2):
@@ -105,6 +109,28 @@ def test_the_kernels_steps_in_numpy_give_the_product():
         C[2 * t + g % 2, column : column + 8] = lanes[lane, 2 * c : 2 * c + 2].ravel()
     weights = (codes.numpy().astype(float) - zeros.numpy()) * scales.numpy().astype(float)
     np.testing.assert_allclose(C, A @ weights, rtol=1e-10, atol=1e-10)
+
+
+def test_scales_of_a_common_layer_are_only_shifted():
+    scales = torch.tensor([2.0**-24, 1e-4, 0.0151]).half().repeat(64)[None, :128].contiguous()
+    stored, unit = layout.kernel_scales(layout.pack_scales(scales))
+    assert unit.tolist() == [1]
+    powers = torch.tensor([2.0**-22, 2.0**-18]).repeat(4)
+    assert torch.equal(layout.unpack_scales(stored.float() * powers), scales.float())
+
+
+@pytest.mark.parametrize("largest", [0.0157, 0.3, 1.0, 1000.0, 65504.0])
+def test_large_scales_are_kept_to_their_last_bit_over_a_unit(largest):
+    scales = torch.linspace(largest / 64, largest, 128).half()[None]
+    stored, unit = layout.kernel_scales(layout.pack_scales(scales))
+    assert stored.isfinite().all() and unit.item() > 1
+    powers = torch.tensor([2.0**-22, 2.0**-18]).repeat(4) * unit
+    assert torch.equal(layout.unpack_scales(stored.float() * powers), scales.float())
+
+
+def test_a_layer_of_nothing_has_scales():
+    stored, unit = layout.kernel_scales(layout.pack_scales(torch.zeros(1, 64).half()))
+    assert unit.item() == 1 and not stored.any()
 
 
 @pytest.mark.parametrize(("K", "N", "name"), [(96, 64, "K 96"), (64, 96, "N 96")])

@@ -98,7 +98,7 @@ class Product(StripedProduct):
         super().__init__(
             _function(build, index),
             Geometry(plan.ctas, build.tile.threads, build.shared_bytes, dependent=dependent and starts_early(index)),
-            (activations, tensors["codes"], tensors["scales"], tensors.get("zeros"), bias, output),
+            (activations, tensors["codes"], tensors["scales"], tensors.get("zeros"), tensors["unit"], bias, output),
             (M, N, K, build.operands.group_shift),
             workspace or make_workspace(plan, activations.device),
         )
@@ -111,7 +111,8 @@ def pack_weights(weights: QuantizedWeights, dtype: torch.dtype) -> Packed:
     kernel really computes with.
     """
     scales = weights.scales.to(dtype)
-    tensors = {"codes": layout.pack_codes(weights.codes), "scales": layout.pack_scales(scales)}
+    kernel_scales, unit = layout.kernel_scales(layout.pack_scales(scales))
+    tensors = {"codes": layout.pack_codes(weights.codes), "scales": kernel_scales, "unit": unit}
     if weights.zeros is not None:
         tensors["zeros"] = layout.pack_zeros(weights.zeros)
     extra: dict[str, object] = {
@@ -206,7 +207,7 @@ class MarlinLinearKernel:
         return unsupported_shape(1, weights.N, weights.K, weights.group_size)
 
     def pack(self, weights: QuantizedWeights, dtype: torch.dtype) -> list[Tensor]:
-        """[codes, scales] or [codes, scales, zeros] for activations of `dtype`."""
+        """[codes, scales, unit] or [codes, scales, unit, zeros] for activations of `dtype`."""
         return list(pack_weights(weights, dtype).tensors.values())
 
     def multiply(
@@ -221,9 +222,9 @@ class MarlinLinearKernel:
         (M, K), N = activations.shape, output.shape[1]
         if reason := unsupported_shape(M, N, K, group_size):
             raise ValueError(reason)
-        codes, scales, *zeros = tensors
+        codes, scales, unit, *zeros = tensors
         operands = Operands(group_size, bool(zeros), activations.dtype is torch.bfloat16)
-        packed = Packed({"codes": codes, "scales": scales} | ({"zeros": zeros[0]} if zeros else {}))
+        packed = Packed({"codes": codes, "scales": scales, "unit": unit} | ({"zeros": zeros[0]} if zeros else {}))
         plan = make_plan(operands, M, N, K, activations.device)
         # Not dependent: what the stream holds before this call is not known here, it may be writing these weights.
         Product(plan, packed, activations, output, bias, dependent=False)()

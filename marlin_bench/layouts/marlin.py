@@ -3,7 +3,7 @@
 Codes [K, N] become gapless 64×64 blocks of 2 KiB, int32 [K/64, N/64, 512]: four 16×64 strips, each 32 lanes of one
 16-byte vector, each vector four words of eight codes.
 
-        64 columns                      lane = 4g + t           word j              nibble p = 4e + 2h + q
+        64 columns                      lane = 4g + t           word j              nibble p = 4e + 2q + h
       +------------+                 +----------------+      +---+---+---+---+
       | strip k 0  |   strip 16×64   | lane 0 … 3     |      | 0 | 1 | 2 | 3 |    k = 2t + 8q + e
     6 | strip k 16 |   = 512 bytes   | lane 4 … 7     |      +---+---+---+---+    column = 32 (j / 2) + 8 (g / 2)
@@ -11,10 +11,12 @@ Codes [K, N] become gapless 64×64 blocks of 2 KiB, int32 [K/64, N/64, 512]: fou
       | strip k 48 |   × 16 bytes    | lane 28 … 31   |
       +------------+                 +----------------+
 
-So one 128-bit load gives a lane the tensor-core operands of its 16×64 strip, in the nibble order that makes two codes
-a masked word (paper section 3.4, "Dequantization and Tensor Cores"), and the columns are dealt so that two lanes have
-the even and the odd ones of eight neighbours of a row of C (kernels/fragments.cuh). Scales and zero points follow the
-same deal: lane group g of strip n reads the eight of b = 2j + h in one load.
+Each word is then rotated left by two bits. So one 128-bit load gives a lane the tensor-core operands of its 16×64 strip,
+in the nibble order that makes two codes a masked word (paper section 3.4, "Dequantization and Tensor Cores") and the
+masked word two FP16 subnormals, code · 2^-22 and code · 2^-18 (kernels/codes.cuh). The columns are dealt so that two
+lanes have the even and the odd ones of eight neighbours of a row of C (kernels/fragments.cuh). Scales and zero points
+follow the same deal: lane group g of strip n reads the eight of b = 2j + h in one load. Scales make up for the powers
+of two: see `kernel_scales`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ BLOCK = 64
 """Rows and columns of a packed block: K and N are multiples of it."""
 
 WORDS_PER_BLOCK = BLOCK * BLOCK // 8
+_POWERS = (2.0**22, 2.0**18)
 _CHUNK_CODES = 1 << 27
 """Codes packed at a time, which bounds the temporary memory to a few times this many bytes."""
 
@@ -39,11 +42,12 @@ class LayoutError(ValueError):
 def strip_positions() -> NDArray[np.int64]:
     """Which weight of a 16×64 strip each nibble holds: int64 [32 lanes, 4 words, 8 nibbles, 2], the pair (k, column).
 
+    Nibbles count from bit 2 of the word, round its end.
     The definition of the layout, written as the kernel reads it; `pack_codes` is the fast form of the same thing.
     """
     lane, j, nibble = np.ogrid[:32, :4, :8]
     g, t = lane // 4, lane % 4
-    e, h, q = nibble // 4, nibble // 2 % 2, nibble % 2
+    e, q, h = nibble // 4, nibble // 2 % 2, nibble % 2
     k = 2 * t + 8 * q + e + 0 * j
     column = 32 * (j // 2) + 8 * (g // 2) + 2 * (2 * (j % 2) + h) + g % 2
     return np.stack(np.broadcast_arrays(k, column), axis=-1).astype(np.int64)
@@ -76,10 +80,13 @@ def pack_codes(codes: Tensor) -> Tensor:
         part = codes[first * BLOCK : (first + rows) * BLOCK]
         #            blocks, strip, q, t, e, blocks, j / 2, g / 2, j % 2, h, g % 2
         view = part.reshape(-1, 4, 2, 4, 2, N // BLOCK, 2, 4, 2, 2, 2)
-        both = view[:, :, 0] | (view[:, :, 1] << 4)  # q = 0 and 1 are the two nibbles of a byte
-        #  from   blocks 0, strip 1, t 2, e 3, blocks 4, j / 2 5, g / 2 6, j % 2 7, h 8, g % 2 9
-        ordered = both.permute(0, 4, 1, 6, 9, 2, 5, 7, 3, 8)
-        packed[first : first + rows].view(ordered.shape).copy_(ordered)
+        both = view[..., 0, :] | (view[..., 1, :] << 4)  # h = 0 and 1 are the two nibbles of a byte
+        #  from   blocks 0, strip 1, q 2, t 3, e 4, blocks 5, j / 2 6, g / 2 7, j % 2 8, g % 2 9
+        ordered = both.permute(0, 5, 1, 7, 9, 3, 6, 8, 4, 2)
+        bytes_ = packed[first : first + rows]
+        bytes_.view(ordered.shape).copy_(ordered)
+        words = bytes_.view(torch.int32)
+        words.copy_(words << 2 | words >> 30 & 3)
     return packed.view(torch.int32)
 
 
@@ -90,12 +97,13 @@ def unpack_codes(packed: Tensor) -> Tensor:
     codes = torch.empty(blocks_k * BLOCK, N, dtype=torch.uint8, device=packed.device)
     rows = _row_blocks_a_chunk(N)
     for first in range(0, blocks_k, rows):
-        part = packed[first : first + rows].contiguous().view(torch.uint8)
-        #  blocks, blocks, strip, g / 2, g % 2, t, j / 2, j % 2, e, h
-        ordered = part.view(-1, blocks_n, 4, 4, 2, 4, 2, 2, 2, 2).permute(0, 2, 5, 8, 1, 6, 3, 7, 9, 4)
+        words = packed[first : first + rows]
+        part = (words >> 2 & 0x3FFFFFFF | words << 30).contiguous().view(torch.uint8)
+        #  blocks, blocks, strip, g / 2, g % 2, t, j / 2, j % 2, e, q
+        ordered = part.view(-1, blocks_n, 4, 4, 2, 4, 2, 2, 2, 2).permute(0, 2, 9, 5, 8, 1, 6, 3, 7, 4)
         view = codes[first * BLOCK : (first + rows) * BLOCK].view(-1, 4, 2, 4, 2, blocks_n, 2, 4, 2, 2, 2)
-        view[:, :, 0] = ordered & 15
-        view[:, :, 1] = ordered >> 4
+        view[..., 0, :] = ordered & 15
+        view[..., 1, :] = ordered >> 4
     return codes
 
 
@@ -105,6 +113,20 @@ def pack_scales(scales: Tensor) -> Tensor:
     _require_blocks(0, N)
     dealt = scales.view(groups, N // BLOCK, 2, 4, 4, 2).permute(0, 1, 3, 5, 2, 4)
     return dealt.reshape(groups, N // BLOCK, 8, 8).contiguous()
+
+
+def kernel_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed scales as the kernels multiply with them, and their unit, FP32 [1]: a power of two, 1 for common layers.
+
+    FP16: scale · 2^22 / unit for b even and scale · 2^18 / unit for b odd, where codes are FP16 subnormals. The unit keeps
+    them finite: without it (1) a scale may be 2^-6. BF16: scale / 4, for codes that are put together four times as large.
+    """
+    if packed.dtype is torch.bfloat16:
+        return packed / 4, torch.ones(1, device=packed.device)
+    largest = packed.abs().amax().float() * _POWERS[0]
+    unit = torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(torch.float16).max)).clamp(min=0)).reshape(1)
+    powers = torch.tensor(_POWERS, device=packed.device).repeat(4)
+    return (packed.float() * (powers / unit)).half(), unit
 
 
 def unpack_scales(packed: Tensor) -> Tensor:
