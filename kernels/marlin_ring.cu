@@ -163,7 +163,9 @@ marlin_ring(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte alig
   launch_dependents();
 
   if (threadIdx.x >= kThreads) {
-    if constexpr (kHandOver) setmaxnreg_dec<kFetchRegisters>();
+#if __CUDA_ARCH_FEAT_SM90_ALL
+    if (kHandOver) setmaxnreg_dec<kFetchRegisters>();
+#endif
     const Stripes stripes(K / kTileK, row_tiles * column_tiles);
     const int role = threadIdx.x / 32 - kWarps;
     Cursor cursor;
@@ -184,7 +186,9 @@ marlin_ring(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte alig
     return;
   }
 
-  if constexpr (kHandOver) setmaxnreg_inc<kComputeRegisters>();
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  if (kHandOver) setmaxnreg_inc<kComputeRegisters>();
+#endif
   wait_for_predecessor();
   const Stripes stripes(K / kTileK, row_tiles * column_tiles);
   const float unit_of_sums = *unit;

@@ -63,13 +63,16 @@ _ROWS = (24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
 """Rows of the tiles for more; 72 on Hopper alone."""
 
 
-def _wide(rows: int) -> tuple[str, ...]:
-    """Tiles of 256 columns, the best first: the ring where it is faster, and what serves every GPU and format."""
+_RING_ROWS = (24, 32, 40, 48, 72, 80, 128)
+"""Those that are faster with a ring, on Hopper."""
+_HUGE = 100
+
+
+def _wide(rows: int, weight_tiles: float) -> tuple[str, ...]:
+    """Tiles for larger layers, the best first, and what serves every GPU and format."""
+    huge = (f"{rows}x512x64r",) if rows in (32, 64) and weight_tiles >= _HUGE else ()
     ring = (f"{rows}x256x128r",) if rows in _RING_ROWS else ()
-    return *ring, f"{rows if rows != 72 else 80}x256x64", "64x256x64"
-
-
-_RING_ROWS = (24, 32, 40, 72, 80, 96, 112, 128)
+    return *huge, *ring, f"{rows if rows != 72 else 80}x256x64", "64x256x64"
 
 
 def _preferred(M: int, N: int, K: int, machine: Machine) -> tuple[str, ...]:
@@ -87,11 +90,11 @@ def _preferred(M: int, N: int, K: int, machine: Machine) -> tuple[str, ...]:
         # a tile an SM, uncut; narrow ones read activations too often for layers that are not small
         fills = _EVEN_SHARE * machine.sm_count <= -(-M // rows) * -(-N // width) <= machine.sm_count
         if fills and (width == 256 or small):
-            return _wide(rows) if width == 256 else narrow
+            return (f"{rows}x256x128r", f"{rows}x256x64") if width == 256 else narrow
     rows = min(_ROWS, key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
     if -(-M // rows) * columns * 4 <= machine.sm_count and (small or rows > 80):
-        return narrow if small and M <= 128 else _wide(64)  # more tiles, so that fewer CTAs share one
-    return _wide(rows)
+        return narrow if small and M <= 128 else ("64x256x64",)  # more tiles, so that fewer CTAs share one
+    return _wide(rows, weight_tiles)
 
 
 WITHOUT_ZERO_POINTS = ()

@@ -123,14 +123,16 @@ def test_scales_of_a_common_layer_are_only_shifted():
 def test_large_scales_are_kept_to_their_last_bit_over_a_unit(largest):
     scales = torch.linspace(largest / 64, largest, 128).half()[None]
     stored, unit = layout.kernel_scales(layout.pack_scales(scales))
-    assert stored.isfinite().all() and unit.item() > 1
+    assert stored.isfinite().all()
+    assert unit.item() > 1
     powers = torch.tensor([2.0**-22, 2.0**-18]).repeat(4) * unit
     assert torch.equal(layout.unpack_scales(stored.float() * powers), scales.float())
 
 
 def test_a_layer_of_nothing_has_scales():
     stored, unit = layout.kernel_scales(layout.pack_scales(torch.zeros(1, 64).half()))
-    assert unit.item() == 1 and not stored.any()
+    assert unit.item() == 1
+    assert not stored.any()
 
 
 @pytest.mark.parametrize(("K", "N", "name"), [(96, 64, "K 96"), (64, 96, "N 96")])

@@ -77,8 +77,10 @@ def test_every_supported_problem_has_a_build(machine, group_size, M, N, K):
 
 @pytest.mark.parametrize(
     ("M", "rows"),
-    [(1, 8), (8, 8), (9, 16), (16, 16), (17, 24), (25, 32), (33, 40), (49, 56), (64, 64), (65, 72), (73, 80), (81, 96)]
-    + [(97, 112), (128, 128), (129, 144), (144, 144), (145, 160), (193, 224), (1000, 1008)],
+    [
+        *((1, 8), (8, 8), (9, 16), (16, 16), (17, 24), (25, 32), (33, 40), (49, 56), (64, 64), (65, 72), (73, 80)),
+        *((81, 96), (97, 112), (128, 128), (129, 144), (144, 144), (145, 160), (193, 224), (1000, 1008)),
+    ],
 )
 def test_ragged_rows_cost_at_most_their_padding(M, rows):
     tile = choose_build(Operands(), M, 18432, 73728, HOPPER).tile
@@ -115,7 +117,7 @@ def test_what_is_not_supported_is_said_in_one_sentence(problem, reason):
 
 
 @pytest.mark.parametrize(
-    ("M", "N", "tile"), [(256, 4096, "64x128x128r"), (512, 4096, "64x256x64"), (1024, 4096, "128x256x128r")]
+    ("M", "N", "tile"), [(256, 4096, "64x128x128r"), (512, 4096, "64x256x128r"), (1024, 4096, "128x256x128r")]
 )
 def test_a_tile_an_sm_leaves_nothing_to_add_up_across_ctas(M, N, tile):
     build = choose_build(Operands(), M, N, 4096, HOPPER)
@@ -131,7 +133,8 @@ def test_a_tile_is_chosen_that_the_gpu_has_instructions_for(capability, M):
     for N, K in ((4096, 4096), (8192, 8192), (18432, 73728)):
         assert choose_build(Operands(), M, N, K, machine).tile.runs_on(capability)
     assert not tile_named("8x128x256r").runs_on((8, 9))
-    assert tile_named("8x128x256r").runs_on((12, 0)) and not tile_named("64x128x128r").runs_on((12, 0))
+    assert tile_named("8x128x256r").runs_on((12, 0))
+    assert not tile_named("64x128x128r").runs_on((12, 0))  # registers change hands on sm_90a alone
 
 
 def test_bf16_weights_are_rounded_as_the_reference_is():

@@ -11,12 +11,12 @@ Codes [K, N] become gapless 64×64 blocks of 2 KiB, int32 [K/64, N/64, 512]: fou
       | strip k 48 |   × 16 bytes    | lane 28 … 31   |
       +------------+                 +----------------+
 
-Each word is then rotated left by two bits. So one 128-bit load gives a lane the tensor-core operands of its 16×64 strip,
-in the nibble order that makes two codes a masked word (paper section 3.4, "Dequantization and Tensor Cores") and the
-masked word two FP16 subnormals, code · 2^-22 and code · 2^-18 (kernels/codes.cuh). The columns are dealt so that two
-lanes have the even and the odd ones of eight neighbours of a row of C (kernels/fragments.cuh). Scales and zero points
-follow the same deal: lane group g of strip n reads the eight of b = 2j + h in one load. Scales make up for the powers
-of two: see `kernel_scales`.
+Each word is then rotated left by two bits. So one 128-bit load gives a lane the tensor-core operands of its 16×64
+strip, in the nibble order that makes two codes a masked word (paper section 3.4, "Dequantization and Tensor Cores"),
+and the masked word two FP16 subnormals, code · 2^-22 or code · 2^-18 (kernels/codes.cuh). The columns are dealt so
+that two lanes have the even and the odd ones of eight neighbours of a row of C (kernels/fragments.cuh). Scales and zero
+points follow the same deal: lane group g of strip n reads the eight of b = 2j + h in one load. Scales make up for the
+powers of two: see `kernel_scales`.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def pack_scales(scales: Tensor) -> Tensor:
 def kernel_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Packed scales as the kernels multiply with them, and their unit, FP32 [1]: a power of two, 1 for common layers.
 
-    FP16: scale · 2^22 / unit for b even and scale · 2^18 / unit for b odd, where codes are FP16 subnormals. The unit keeps
-    them finite: without it (1) a scale may be 2^-6. BF16: scale / 4, for codes that are put together four times as large.
+    FP16: scale · 2^22 / unit for b even and scale · 2^18 / unit for b odd, where codes are FP16 subnormals. The unit
+    keeps them finite: without it (1) a scale may be 2^-6. BF16: scale / 4, for codes put together four times as large.
     """
     if packed.dtype is torch.bfloat16:
         return packed / 4, torch.ones(1, device=packed.device)
