@@ -77,7 +77,7 @@ def fits(plan: Plan, K: int, kind: WeightKind) -> bool:
         return False
     if _is_miscompiled(tiling):
         return False
-    return tiling.depth(kind) >= 2
+    return tiling.depth(kind) >= 2 and tiling.shared_bytes(kind) <= tiling.most_shared_bytes
 
 
 def _is_miscompiled(tiling: Tiling) -> bool:
@@ -136,7 +136,7 @@ _CLUSTERS = {
     64: {
         8: "b8_w2k2_m1_t2_s6_c2_pair_early",
         16: "b16_w2k2_m1_t2_p4_c2_acc_pair_early",
-        24: "b24_w2k2_m1_t2_c2_early",
+        24: "b24_w2k2_m1_t2_p1_c2_pair_early",
         32: "b32_w2k2_m1_t2_c2_early",
         48: "b48_w2k2_m1_t2_c2_early_regs",
         64: "b64_w2k2_m1_t2_c2_early_regs",
@@ -181,7 +181,11 @@ _CLUSTERS = {
 # The same with one CTA an SM: where clusters leave SMs idle, others would hold two CTAs of one launch; and for a long K
 # a deeper ring is worth more than the early start of the next launch.
 _LONELY_CLUSTERS = {
-    64: {8: "b8_w2k2_m1_t2_c2_early", 16: "b16_w2k2_m1_t2_c2_early"},
+    64: {
+        8: "b8_w2k2_m1_t2_c2_early",
+        16: "b16_w2k2_m1_t2_c2_early",
+        24: "b24_w2k2_m1_t2_c2_early",
+    },
     128: {8: "b8_w2k2_m2_t2_c2_early", 16: "b16_w2k2_m2_t2_c2_early"},
     192: {8: "b8_w3_m1_t2_p4_c2_early", 16: "b16_w3_m1_t2_c2_early"},
 }
@@ -307,7 +311,7 @@ def reachable_builds(sm_count: int = 132) -> list[tuple[Tiling, WeightKind]]:
     for N, K in _table(TABLE):
         for M in sizes:
             builds[choose(M, N, K, sm_count, WeightKind()).tiling, WeightKind()] = None
-    for N in (4096, 5120, 8192, 10240, 12288, 15360, 22016, 28672, 57344):
+    for N in (2048, 4096, 5120, 8192, 10240, 12288, 15360, 22016, 28672, 57344):
         for M in sizes:
             builds[rule(M, N, 4096, sm_count, WeightKind()).tiling, WeightKind()] = None
     for group_size, zero_points, bf16 in product((64, 128, None), (False, True), (False, True)):

@@ -144,10 +144,14 @@ class Tiling:
         """Pipeline stages."""
         if self.stages is not None:
             return self.stages
-        limit = SHARED_BYTES_PER_CTA
+        return min(_MOST_STAGES, (self.most_shared_bytes - self._fixed_shared_bytes()) // self._stage_bytes(kind))
+
+    @property
+    def most_shared_bytes(self) -> int:
+        """Shared memory that a CTA may take."""
         if self.ctas_per_sm > 1:
-            limit = SHARED_BYTES_PER_SM // self.ctas_per_sm - _SHARED_BYTES_RESERVED
-        return min(_MOST_STAGES, (limit - self._fixed_shared_bytes()) // self._stage_bytes(kind))
+            return SHARED_BYTES_PER_SM // self.ctas_per_sm - _SHARED_BYTES_RESERVED
+        return SHARED_BYTES_PER_CTA
 
     def shared_bytes(self, kind: WeightKind) -> int:
         """Dynamic shared memory a CTA."""

@@ -75,6 +75,15 @@ def _small_batch_tilings(batch_tile: int) -> Iterator[Tiling]:
             shape = replace(split, warpgroups=warpgroups, split=ways, blocks=blocks, stage_tiles=tiles)
             yield replace(shape, ctas_per_sm=2, early_trigger=True)
             yield replace(shape, early_trigger=True)
+        split = replace(split, early_trigger=True)
+        yield replace(split, warpgroups=3, ctas_per_sm=2)
+        for warpgroups, tiles in ((3, 2), (4, 2), (7, 1), (7, 2)):
+            yield replace(split, warpgroups=warpgroups, stage_tiles=tiles)
+        yield replace(split, warpgroups=3, blocks=2, reallocate=True)
+        yield replace(split, blocks=2, stage_tiles=2, reallocate=True)
+        yield replace(split, split=2, stage_tiles=2, stages=6, ctas_per_sm=2)
+        for stages in (4, 5):
+            yield replace(base, blocks=2, stage_tiles=2, stages=stages, reallocate=True, early_trigger=True)
 
 
 def _middle_batch_tilings(batch_tile: int) -> Iterator[Tiling]:
