@@ -197,7 +197,6 @@ _BY_NAME = {str(tile): tile for tile in TILES}
 _LARGEST_CLUSTERED_M = 16
 _LARGEST_SHORT_M = 32
 _FEW_BLOCKS, _MANY_BLOCKS, _MOST_BLOCKS = 60, 200, 1000
-_FEW_TALL_BLOCKS, _MANY_TALL_BLOCKS = 60, 300
 """64×64 blocks of weights an SM from which tiles that fewer CTAs read beat tiles that fewer CTAs share (H200)."""
 
 _EVEN_SHARE = 0.9
@@ -210,7 +209,7 @@ On an H200 8192 x 28672 at M = 1 takes 23.0 us on 112 CTAs and 26.4 on 132, 4096
 """
 
 _SHORT_RING_BYTES = 140 * 1024
-"""Ring of a CTA for up to 32 rows: of 64 to 210 KiB the fastest, by 1 % to 5 %, in all layers measured on an H200.
+"""Ring of a CTA: of 64 to 210 KiB the fastest, by 1 % to 5 %, in all layers measured on an H200.
 
 All CTAs ask for their first stages at once; the deeper the ring, the later the first stage is complete. But a ring of
 less than half an SM lets CTAs of the next launch in beside those of this one.
@@ -260,10 +259,9 @@ def _preferred(M: int, blocks: float, even_when_narrow: bool) -> tuple[str, ...]
     """
     if M > _LARGEST_SHORT_M:
         rows = min((48, 64), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
-        blocks *= -(-M // 64)
-        if blocks >= _MANY_TALL_BLOCKS:
+        if blocks * -(-M // 64) >= _MANY_BLOCKS:
             return (f"{rows}x512x64t", "64x512x64t", "64x256x128", "64x256x64", "64x128x128")
-        short = ("64x128x128", "64x256x64") if blocks < _FEW_TALL_BLOCKS else ("64x256x64", "64x128x128")
+        short = ("64x128x128", "64x256x64") if even_when_narrow else ("64x256x64", "64x128x128")
         return (*short, "64x512x64t")
     rows = 8 if M <= 8 else 16 if M <= 16 else 32
     wide, narrow = f"{rows}x512x128", f"{rows}x128x256"
@@ -287,10 +285,8 @@ def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMach
             build = build_for(tile, operands, machine.shared_per_block)
         except ConfigError:
             continue
-        if M <= _LARGEST_SHORT_M:
-            short = max(_FEWEST_STAGES, _SHORT_RING_BYTES // tile.stage_bytes(operands))
-            build = replace(build, stages=min(build.stages, short))
-        return build
+        short = max(_FEWEST_STAGES, _SHORT_RING_BYTES // tile.stage_bytes(operands))
+        return replace(build, stages=min(build.stages, short))
     raise ConfigError(f"no tile for M {M}, N {N}, K {K} fits {machine.shared_per_block} bytes of shared memory")
 
 

@@ -159,6 +159,9 @@ def test_every_supported_shape_has_a_build_that_fits(machine, M, N, K):
         (16, 28672, 8192, "16x256x256"),
         (17, 8192, 8192, "32x128x256"),
         (32, 10240, 8192, "32x256x128"),  # 80 narrow tiles cannot be cut evenly
+        (64, 10240, 8192, "64x256x64"),
+        (64, 8192, 8192, "64x128x128"),
+        (64, 28672, 8192, "64x512x64t"),
         (1, 1024, 4096, "8x128x256"),  # clusters would leave most SMs idle
     ],
 )
