@@ -97,10 +97,8 @@ def _preferred(M: int, N: int, K: int, machine: Machine) -> tuple[str, ...]:
     return _wide(rows, weight_tiles)
 
 
-WITHOUT_ZERO_POINTS = ()
-"""Tiles whose registers do not hold zero points too: builds of them would spill."""
-WITHOUT_SHORT_GROUPS = ("8x512x128rw16", "72x256x128r")
-"""Tiles whose registers do not hold groups of 32 either."""
+WITHOUT_SHORT_GROUPS = ("8x512x128rw16", "32x512x64r", "72x256x128r")
+"""Tiles whose builds for groups of 32 would spill."""
 
 
 def suits(tile: Tile, operands: Operands) -> bool:
@@ -109,8 +107,6 @@ def suits(tile: Tile, operands: Operands) -> bool:
     Scaled sums stand for weights that are not rounded to 16 bits. In FP16 that is a difference of 1e-4, in BF16 ten
     times as much, and the reference is rounded.
     """
-    if operands.zero_points and str(tile) in WITHOUT_ZERO_POINTS:
-        return False
     if operands.group_size == 32 and str(tile) in WITHOUT_SHORT_GROUPS:
         return False
     return not (operands.bf16 and tile.scale_sums)

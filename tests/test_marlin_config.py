@@ -143,6 +143,12 @@ def test_bf16_weights_are_rounded_as_the_reference_is():
             assert not choose_build(Operands(bf16=True), M, N, K, HOPPER).tile.scale_sums
 
 
+@pytest.mark.parametrize(("M", "tile"), [(32, "32x256x128r"), (65, "80x256x128r")])
+def test_tiles_whose_builds_would_spill_are_passed_over(M, tile):
+    assert str(choose_build(Operands(32), M, 18432, 73728, HOPPER).tile) == tile
+    assert str(choose_build(Operands(64), M, 18432, 73728, HOPPER).tile) != tile
+
+
 def test_gpus_before_ampere_are_refused():
     turing = DeviceTraits("cuda", "T4", capability=(7, 5))
     assert "7.5 is below 8.0" in str(Marlin().unsupported(Problem(1, 64, 128), turing))
