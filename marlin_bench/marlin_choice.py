@@ -72,7 +72,9 @@ def _wide(rows: int, weight_tiles: float) -> tuple[str, ...]:
     """Tiles for larger layers, the best first, and what serves every GPU and format."""
     huge = (f"{rows}x512x64r",) if rows in (32, 64) and weight_tiles >= _HUGE else ()
     ring = (f"{rows}x256x128r",) if rows in _RING_ROWS else ()
-    return *huge, *ring, f"{rows if rows != 72 else 80}x256x64", "64x256x64"
+    if rows == 72:
+        return *ring, "80x256x128r", "80x256x64", "64x256x64"
+    return *huge, *ring, f"{rows}x256x64", "64x256x64"
 
 
 def _preferred(M: int, N: int, K: int, machine: Machine) -> tuple[str, ...]:
