@@ -12,19 +12,8 @@
 //
 //      TILE 8x256x128  1 x 4 x 2      TILE 16x128x256  1 x 2 x 4      TILE 128x256x128  2 x 4 x 1
 #pragma once
-#include "fragments.cuh"
+#include "build.cuh"
 
-#if BF16
-using Type = Bf16;
-#else
-using Type = Fp16;
-#endif
-using Scalar = Type::Scalar;
-
-constexpr int kTileM = TILE_M, kTileN = TILE_N, kTileK = TILE_K;
-constexpr int kStages = STAGES;
-constexpr int kScaleRows = SCALE_ROWS;
-constexpr bool kZeros = ZEROS;
 constexpr bool kScaleSums = SCALE_SUMS;
 
 constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
@@ -48,15 +37,7 @@ static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the row 
 static_assert(kRowBlocks * 8 * kWarpsM == kTileM, "row warps share the tile evenly");
 static_assert(kSteps >= 2 && kSteps % 2 == 0, "an even number of steps lets two register buffers take turns");
 
-// A stage of the ring, in 16-byte vectors: activations, weights, scales, zero points.
-constexpr int kARowVectors = kTileK / 8;
-constexpr int kAVectors = kTileM * kARowVectors;
-constexpr int kBVectors = (kTileK / 64) * kWarpsN * kBlockVectors;
-constexpr int kScaleRowVectors = kTileN / 8;
-constexpr int kScaleVectors = kScaleRows * kScaleRowVectors;
-constexpr int kZeroRowVectors = kTileN / 32;
-constexpr int kZeroVectors = kZeros ? kScaleRows * kZeroRowVectors : 0;
-constexpr int kStageVectors = kAVectors + kBVectors + kScaleVectors + kZeroVectors;
+#include "dense_stage.cuh"
 
 // Where a computing thread stands.
 struct Position {

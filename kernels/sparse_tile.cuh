@@ -15,23 +15,13 @@
 //
 //      TILE 16x512x128  1 x 8 x 1      TILE 16x128x256  1 x 2 x 4      TILE 64x256x64  2 x 4 x 1
 #pragma once
-#include "fragments.cuh"
-
-#if BF16
-using Type = Bf16;
-#else
-using Type = Fp16;
-#endif
-using Scalar = Type::Scalar;
+#include "build.cuh"
 
 #ifndef BULK_COPIES
 #define BULK_COPIES (__CUDA_ARCH__ >= 900)
 #endif
 
 constexpr int kCluster = CLUSTER;
-constexpr int kTileM = TILE_M, kTileN = TILE_N, kTileK = TILE_K;
-constexpr int kStages = STAGES;
-constexpr int kScaleRows = SCALE_ROWS;
 constexpr bool kScaleSums = SCALE_SUMS;
 
 constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
@@ -65,8 +55,6 @@ constexpr int kGroupUnits = 2 * kGroupBlocks < kUnits ? 2 * kGroupBlocks : kUnit
 constexpr int kARowVectors = kTileK / 8 + 1;
 constexpr int kAVectors = kTileM * kARowVectors;
 constexpr int kBVectors = kTileK / 64 * kWarpsN * kBlockSparseVectors;
-constexpr int kScaleRowVectors = kTileN / 8;
-constexpr int kScaleVectors = kScaleRows * kScaleRowVectors;
 constexpr int kStageVectors = kAVectors + kBVectors + kScaleVectors;
 static_assert(kStageVectors % 8 == 0 && kAVectors % 8 == 0, "bulk copies go to whole lines of 128 bytes");
 

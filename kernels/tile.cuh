@@ -11,19 +11,8 @@
 //
 //      TILE 16x128x128  1 x 2 x 4      TILE 64x256x64  1 x 4 x 2      TILE 128x256x64  2 x 4 x 1
 #pragma once
-#include "fragments.cuh"
+#include "build.cuh"
 
-#if BF16
-using Type = Bf16;
-#else
-using Type = Fp16;
-#endif
-using Scalar = Type::Scalar;
-
-constexpr int kTileM = TILE_M, kTileN = TILE_N, kTileK = TILE_K;
-constexpr int kStages = STAGES;
-constexpr int kScaleRows = SCALE_ROWS;
-constexpr bool kZeros = ZEROS;
 constexpr bool kScaleSums = false;  // weights are scaled
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
@@ -36,15 +25,7 @@ static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the row 
 static_assert(kRowBlocks * 8 * kWarpsM == kTileM, "row warps share the tile evenly");
 static_assert(kSteps >= 2 && kSteps % 2 == 0, "an even number of steps lets two register buffers take turns");
 
-// A stage of the ring, in 16-byte vectors: activations, weights, scales, zero points.
-constexpr int kARowVectors = kTileK / 8;
-constexpr int kAVectors = kTileM * kARowVectors;
-constexpr int kBVectors = (kTileK / 64) * kWarpsN * kBlockVectors;
-constexpr int kScaleRowVectors = kTileN / 8;
-constexpr int kScaleVectors = kScaleRows * kScaleRowVectors;
-constexpr int kZeroRowVectors = kTileN / 32;
-constexpr int kZeroVectors = kZeros ? kScaleRows * kZeroRowVectors : 0;
-constexpr int kStageVectors = kAVectors + kBVectors + kScaleVectors + kZeroVectors;
+#include "dense_stage.cuh"
 
 // Where a thread stands.
 struct Position {
