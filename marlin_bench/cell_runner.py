@@ -241,7 +241,11 @@ class DeviceRunner:
                 return timed_s, starved
             except WorkerLostError as lost:
                 blamed = progress.blamed or remaining[0]
-                errand.listener.record(errand.obituary(blamed, lost, progress.phase))
+                obituary = errand.obituary(blamed, lost, progress.phase)
+                if may_starve and lost.status is Status.OUT_OF_MEMORY:
+                    starved.append(obituary)
+                else:
+                    errand.listener.record(obituary)
                 for key, blocks in progress.blocks.items():
                     kept.setdefault(key, []).extend(blocks)
                 settled = progress.settled() | {blamed}

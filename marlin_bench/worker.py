@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import IO
 
+import torch
 from pydantic import BaseModel
 
 from marlin_bench.device import DeviceError
@@ -159,7 +160,8 @@ def serve(open_device: Callable[[str], Machine], requests: IO[str], replies: IO[
         try:
             worker.handle(request)
         except Exception as error:  # noqa: BLE001  the one boundary: a backend's failure becomes a reason
-            outbox.send(Failed(status=Status.CRASHED, reason=describe(error)))
+            status = Status.OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else Status.CRASHED
+            outbox.send(Failed(status=status, reason=describe(error)))
             return 1
 
 

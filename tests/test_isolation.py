@@ -116,6 +116,17 @@ class Needs(Simulated):
 
 
 @register
+class NeedsLater(Bad):
+    """Asks for memory in the middle of its work, half of what the device holds."""
+
+    name = "needs_later"
+
+    def go_bad(self):
+        if sum(_hoard) + HEAP_BYTES // 2 > HEAP_BYTES:
+            raise torch.OutOfMemoryError("out of memory: half of the device was asked for")
+
+
+@register
 class Greedy(Simulated):
     """Needs more than there is."""
 
@@ -231,6 +242,15 @@ def test_gigabytes_that_a_neighbour_leaked_cost_nobody_a_cell(tmp_path):
     first = next(record for record in records if record.backend == "needs")
     assert first.isolated  # measured again in a fresh process, with the baseline beside it
     assert [record.baseline for record in records if record.cell == first.cell] == [True, False]
+
+
+def test_memory_that_runs_out_in_the_middle_of_the_work_costs_nobody_a_cell(tmp_path):
+    _, records = run(["sim_fp16", "hoards", "needs_later", "sim_int4"], tmp_path)
+    found = by_backend(records)
+    assert {record.status for record in records} == {Status.OK}
+    assert found["needs_later"].isolated
+    assert not found["sim_int4"].isolated
+    assert [record.backend for record in records].count("needs_later") == 1
 
 
 def test_who_leaks_in_a_process_of_its_own_starves_nobody(tmp_path):
