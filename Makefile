@@ -30,7 +30,7 @@ mutation: $(VENV)/installed-dev  ## reverse every comparison of what judges: a t
 	$(BIN)/python tests/mutation.py
 
 kernels: $(VENV)/installed-dev  ## build every kernel for every architecture, without a GPU
-	$(BIN)/marlin-bench kernels
+	$(BIN)/marlin-bench kernels --build
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --wheel --outdir dist

@@ -1,6 +1,6 @@
 """Every kernel build that CI compiles: sources, macros, architectures, and the registers and shared memory they take.
 
-A kernel adds itself in one place, `_ENTRIES`: its builds for an architecture, and the architectures. tests/test_kernels
+A kernel adds itself in one place, `_ENTRIES`: its builds for an architecture, and the architectures. `make kernels`
 compiles all of them without a GPU and compares with kernels/resources.json, so that a change which costs occupancy
 shows in review; `marlin-bench kernels` prints the table. `python -m marlin_bench.kernel_catalog` rewrites it.
 """
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 
 from marlin_bench import marlin_choice, marlin_config, marlin_hopper_choice, marlin_sparse_config
 from marlin_bench.cuda_source import BuildError, compile_cubin, kernels_folder
@@ -144,11 +146,20 @@ def resource_table() -> list[tuple[str, int, int]]:
     ]
 
 
+def _compiled() -> Iterator[tuple[KernelBuild, BuildResources]]:
+    """Every build in order with what it takes, compiled by as many processes as there are cores."""
+    builds = kernel_builds()
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        try:
+            yield from zip(builds, pool.map(compile_build, builds), strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # one that fails ends the rest
+
+
 def check_builds() -> Iterator[str]:
     """Compiles every build and yields its name; BuildError for one that takes something else than recorded."""
     recorded = recorded_resources()
-    for build in kernel_builds():
-        taken = compile_build(build)
+    for build, taken in _compiled():
         if taken != recorded.get(build.key):
             raise BuildError(
                 f"{build.key} takes {taken}, kernels/resources.json says {recorded.get(build.key)}: review the"
@@ -159,7 +170,7 @@ def check_builds() -> Iterator[str]:
 
 def record_resources() -> None:
     """Compiles everything and rewrites kernels/resources.json."""
-    taken = {build.key: asdict(compile_build(build)) for build in kernel_builds()}
+    taken = {build.key: asdict(resources) for build, resources in _compiled()}
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(values)}" for key, values in taken.items())
     (kernels_folder() / "resources.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from marlin_bench import kernel_catalog
-from marlin_bench.cuda_source import compile_cubin, kernels_folder
+from marlin_bench.cuda_source import BuildError, compile_cubin, kernels_folder
 from marlin_bench.kernel_catalog import SHARED_BYTES_PER_BLOCK, BuildResources, compile_build, kernel_builds
 from marlin_bench.marlin_config import TILES, Build, Operands
 
@@ -26,6 +26,12 @@ def test_a_build_of_each_kernel_takes_what_is_recorded(build):
     assert compile_build(build) == RECORDED[build.key]
 
 
+def test_ci_compiles_every_build():
+    root = kernels_folder().parent
+    assert re.search(r"^kernels:.*\n\t.*marlin-bench kernels --build$", (root / "Makefile").read_text(), re.MULTILINE)
+    assert re.search(r"^make .*\bkernels$", (root / ".ci" / "run").read_text(), re.MULTILINE)
+
+
 def test_the_table_holds_the_builds_and_no_others():
     assert sorted(RECORDED) == sorted(build.key for build in BUILDS)
 
@@ -38,9 +44,13 @@ def test_a_build_fits_the_shared_memory_of_its_architecture(build):
 
 def test_another_number_of_registers_is_noticed(monkeypatch):
     build = BUILDS[0]
-    taken = compile_build(build)
-    monkeypatch.setitem(RECORDED, build.key, BuildResources(taken.registers + 1, 0, 0))
-    assert compile_build(build) != RECORDED[build.key]
+    recorded = dict(RECORDED)
+    monkeypatch.setattr(kernel_catalog, "kernel_builds", lambda: [build])
+    monkeypatch.setattr(kernel_catalog, "recorded_resources", lambda: recorded)
+    assert list(kernel_catalog.check_builds()) == [build.key]
+    recorded[build.key] = BuildResources(RECORDED[build.key].registers + 1, 0, 0)
+    with pytest.raises(BuildError, match=build.key):
+        list(kernel_catalog.check_builds())
 
 
 @pytest.mark.parametrize("ablation", ["ABLATE_DEQUANTISE", "ABLATE_SCALES", "ABLATE_REDUCTION", "ABLATE_SWIZZLE"])
