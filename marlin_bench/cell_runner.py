@@ -3,8 +3,8 @@
 A backend that takes the worker down costs itself alone: it gets a record with the reason, the blocks that the others
 had finished are kept, and the rest of the cell is measured again in a fresh worker. A backend with `isolation: own`
 is measured in a worker of its own together with the cell's baselines, under a cell name of its own, so that its
-ratios are paired all the same; that worker lives as long as the shared one. A backend that runs out of memory in a
-worker that others have used gets one more chance in a fresh one, the same way: what they leaked is not its fault.
+ratios are paired all the same; that worker lives as long as the shared one. A backend that runs out of memory while
+others hold some gets one more chance, the same way, in a fresh worker that has the device to itself.
 """
 
 from __future__ import annotations
@@ -152,11 +152,11 @@ class _Progress:
     phase: str = "start"
     blocks: dict[tuple[str, TimerName], list[Block]] = field(default_factory=dict)
     recorded: list[Record] = field(default_factory=list)
-    starved: list[Record] | None = None
+    starved: list[str] | None = None
     verified: list[str] = field(default_factory=list)
 
     def settled(self) -> set[str]:
-        return {record.backend for record in (*self.recorded, *(self.starved or ()))} | set(self.verified)
+        return {record.backend for record in self.recorded} | set(self.starved or ()) | set(self.verified)
 
 
 _SHARED = ""
@@ -192,6 +192,7 @@ class DeviceRunner:
         """End every worker."""
         while self._sessions:
             self._sessions.popitem()[1].close()
+        self._used.clear()
 
     def run(self, cell: Cell, facts: dict[str, BackendFacts], context: RunContext, listener: Listener) -> float:
         """Measure a cell; every backend of it ends with a record (or verified). Gives the seconds of timed work."""
@@ -204,9 +205,10 @@ class DeviceRunner:
             if facts[name].own_process:
                 self._turn_to(name)
                 seconds, hungry = self._run_group(errand.alone(name), _once(*baselines, name))
-                timed_s, starved = timed_s + seconds, [*starved, *hungry]
-        for record in starved:
-            timed_s += self._second_chance(errand, record.backend, baselines)
+                timed_s += seconds
+                starved += (name,) if hungry else ()  # a baseline that starved there is measured again with it
+        for name in starved:
+            timed_s += self._second_chance(errand, name, baselines)
         return timed_s
 
     def _second_chance(self, errand: _Errand, name: str, baselines: tuple[str, ...]) -> float:
@@ -214,20 +216,19 @@ class DeviceRunner:
         self.close()
         self._turn_to(name if errand.facts[name].own_process else _SHARED)
         others = tuple(other for other in baselines if other != name)
-        timed_s, still = self._run_group(errand.alone(name), _once(*others, name))
-        for again in still:
-            errand.listener.record(again)
+        timed_s, _ = self._run_group(errand.alone(name), _once(*others, name))
         return timed_s
 
-    def _run_group(self, errand: _Errand, backends: tuple[str, ...]) -> tuple[float, list[Record]]:
+    def _run_group(self, errand: _Errand, backends: tuple[str, ...]) -> tuple[float, tuple[str, ...]]:
         """Measure some backends in the worker in use; gives the seconds of timed work.
 
-        And the out-of-memory records of those that may have starved in a worker that others have used.
+        And who ran out of memory, without a record, where others hold some: the worker's earlier and present backends
+        as well as the other workers, which keep their layer.
         """
         candidates = [name for name in backends if not errand.facts[name].is_baseline]
-        may_starve = self._owner in self._used or len(candidates) > 1
+        may_starve = bool(self._used) or len(candidates) > 1
         self._used.add(self._owner)
-        starved: list[Record] = []
+        starved: list[str] = []
         kept: dict[tuple[str, TimerName], list[Block]] = {}
         remaining = backends
         timed_s = 0.0
@@ -238,20 +239,19 @@ class DeviceRunner:
             try:
                 for reply in self.session.ask(request, errand.context.sampling.timeout_seconds):
                     timed_s += self._note(reply, progress, kept, errand.listener)
-                return timed_s, starved
+                return timed_s, tuple(starved)
             except WorkerLostError as lost:
                 blamed = progress.blamed or remaining[0]
-                obituary = errand.obituary(blamed, lost, progress.phase)
                 if may_starve and lost.status is Status.OUT_OF_MEMORY:
-                    starved.append(obituary)
+                    starved.append(blamed)
                 else:
-                    errand.listener.record(obituary)
+                    errand.listener.record(errand.obituary(blamed, lost, progress.phase))
                 for key, blocks in progress.blocks.items():
                     kept.setdefault(key, []).extend(blocks)
                 settled = progress.settled() | {blamed}
                 remaining = tuple(name for name in remaining if name not in settled)
                 self._restart()
-        return timed_s, starved
+        return timed_s, tuple(starved)
 
     def _note(
         self, reply: object, progress: _Progress, kept: dict[tuple[str, TimerName], list[Block]], listener: Listener
@@ -264,7 +264,7 @@ class DeviceRunner:
         elif isinstance(reply, RecordDone):
             record = reply.record
             if progress.starved is not None and record.status is Status.OUT_OF_MEMORY:
-                progress.starved.append(record)
+                progress.starved.append(record.backend)
                 return 0.0
             earlier = kept.get((record.backend, record.timer), [])
             if earlier and record.status is Status.OK:

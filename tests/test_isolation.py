@@ -20,7 +20,28 @@ from marlin_bench.store import read_run
 
 HEAP_BYTES = 1 << 30
 """What the device of these tests holds; `Hoards` leaves most of it behind."""
-_hoard = []
+LEDGER = "MARLIN_BENCH_TEST_LEDGER"
+"""A folder with a file for each process that holds memory of the device: like a GPU's, all processes share it."""
+
+
+def _hold(bytes_):
+    """This process keeps `bytes_` more until it ends."""
+    held = Path(os.environ[LEDGER]) / str(os.getpid())
+    held.write_text(str(bytes_ + (int(held.read_text()) if held.exists() else 0)))
+
+
+def _ask_for(bytes_):
+    """OutOfMemoryError where the living processes leave less than `bytes_`."""
+    holders = [file for file in Path(os.environ[LEDGER]).iterdir() if Path("/proc", file.name).exists()]
+    if sum(int(file.read_text()) for file in holders) + bytes_ > HEAP_BYTES:
+        raise torch.OutOfMemoryError("out of memory: half of the device was asked for")
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path, monkeypatch):
+    """An empty device."""
+    monkeypatch.setenv(LEDGER, str(tmp_path / "ledger"))
+    (tmp_path / "ledger").mkdir()
 
 
 class Bad(Simulated):
@@ -99,7 +120,7 @@ class Hoards(Simulated):
     name = "hoards"
 
     def launch(self, packed, activations, output, choice):
-        _hoard.append(int(0.9 * HEAP_BYTES))
+        _hold(int(0.9 * HEAP_BYTES))
         return super().launch(packed, activations, output, choice)
 
 
@@ -110,8 +131,7 @@ class Needs(Simulated):
     name = "needs"
 
     def pack(self, weights):
-        if sum(_hoard) + HEAP_BYTES // 2 > HEAP_BYTES:
-            raise torch.OutOfMemoryError("out of memory: half of the device was asked for")
+        _ask_for(HEAP_BYTES // 2)
         return super().pack(weights)
 
 
@@ -122,8 +142,7 @@ class NeedsLater(Bad):
     name = "needs_later"
 
     def go_bad(self):
-        if sum(_hoard) + HEAP_BYTES // 2 > HEAP_BYTES:
-            raise torch.OutOfMemoryError("out of memory: half of the device was asked for")
+        _ask_for(HEAP_BYTES // 2)
 
 
 @register
@@ -160,7 +179,7 @@ class CountsProcesses(Simulated):
         return {"process": str(os.getpid())}
 
 
-OWN = {bad.name: own(bad) for bad in (CorruptsMemory, Hangs, Exits, KillsItself, SetsFlags, Hoards)}
+OWN = {bad.name: own(bad) for bad in (CorruptsMemory, Hangs, Exits, KillsItself, SetsFlags, Hoards, Needs)}
 WORKER = f"""
 import sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
@@ -259,6 +278,14 @@ def test_who_leaks_in_a_process_of_its_own_starves_nobody(tmp_path):
     assert {record.status for record in records} == {Status.OK}
     assert not any(record.isolated for record in records if record.backend == "needs")
     assert executor.opened == 2
+
+
+def test_memory_that_the_shared_process_holds_costs_a_process_of_its_own_nothing(tmp_path):
+    _, records = run(["sim_fp16", "hoards", "own_needs", "sim_int4"], tmp_path, M=[1, 2])
+    assert {record.status for record in records} == {Status.OK}
+    for M in (1, 2):
+        pair = [record for record in records if record.cell == f"256x128/g128/M{M}+own_needs"]
+        assert {record.backend for record in pair} == {"sim_fp16", "own_needs"}
 
 
 def test_who_needs_more_than_there_is_says_so_after_one_more_try(tmp_path):
