@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from marlin_bench.backends import load_backend
-from marlin_bench.cell_runner import BackendFacts, DeviceRunner, Listener, RunContext
+from marlin_bench.cell_runner import DeviceRunner
 from marlin_bench.device import slug
+from marlin_bench.errand import BackendFacts, Listener, RunContext
 from marlin_bench.executor import WorkerLostError
 from marlin_bench.interruption import Interruption
 from marlin_bench.messages import HeldClocks

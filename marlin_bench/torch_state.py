@@ -38,6 +38,14 @@ def _write_stream(stream: torch.cuda.Stream | None) -> None:
         torch.cuda.set_stream(stream if stream is not None else torch.cuda.default_stream())
 
 
+def _autocast(device: str) -> _Setting:
+    return _Setting(
+        f"autocast on {device}",
+        lambda: torch.is_autocast_enabled(device),
+        lambda value: torch.set_autocast_enabled(device, value),
+    )
+
+
 def _write_default_device(device: torch.device) -> None:
     torch.set_default_device(None if device == torch.device("cpu") else device)
 
@@ -52,8 +60,19 @@ _SETTINGS = (
     _attribute(_MATMUL, "allow_tf32", "TF32"),
     _attribute(_MATMUL, "allow_fp16_reduced_precision_reduction", "FP16 reduction"),
     _attribute(_MATMUL, "allow_bf16_reduced_precision_reduction", "BF16 reduction"),
+    # since torch 2.7: FP16 sums inside cuBLAS, which would make the FP16 baseline faster and less exact
+    *(
+        (_attribute(_MATMUL, "allow_fp16_accumulation", "FP16 accumulation"),)
+        if hasattr(_MATMUL, "allow_fp16_accumulation")
+        else ()
+    ),
+    # through torch's private pair, of which one takes what the other gives
+    _Setting("BLAS library", torch._C._get_blas_preferred_backend, torch._C._set_blas_preferred_backend),
+    _attribute(_CUDNN, "enabled", "cuDNN"),
     _attribute(_CUDNN, "allow_tf32", "cuDNN TF32"),
     _attribute(_CUDNN, "benchmark", "cuDNN benchmark"),
+    _autocast("cuda"),
+    _autocast("cpu"),
     _Setting("stream", _read_stream, _write_stream),
     # torch 2.9 has a second interface to the same switches; written last, so that the first one can be read again
     *((_attribute(_MATMUL, "fp32_precision", "FP32 precision"),) if hasattr(_MATMUL, "fp32_precision") else ()),

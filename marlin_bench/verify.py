@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from marlin_bench.cell_runner import Listener, RunContext
 from marlin_bench.device import slug
+from marlin_bench.errand import Listener, RunContext
 from marlin_bench.executor import Executor, LocalExecutor
 from marlin_bench.open_devices import open_devices
 from marlin_bench.plan import Cell, Selection, selected_cells

@@ -13,7 +13,9 @@ from simulated_suite import QuietProgress, simulated_suite
 
 from marlin_bench.backends import register
 from marlin_bench.executor import LocalExecutor
+from marlin_bench.exit_codes import ExitCode
 from marlin_bench.plan import Selection
+from marlin_bench.problem import FP16
 from marlin_bench.record import Flag, Status
 from marlin_bench.run import run_suite
 from marlin_bench.store import read_run
@@ -22,6 +24,8 @@ HEAP_BYTES = 1 << 30
 """What the device of these tests holds; `Hoards` leaves most of it behind."""
 LEDGER = "MARLIN_BENCH_TEST_LEDGER"
 """A folder with a file for each process that holds memory of the device: like a GPU's, all processes share it."""
+_packed = {}
+"""Weights by backend, as `Neighbour` and `BaseFp16` packed them in this process: what is written over."""
 
 
 def _hold(bytes_):
@@ -155,6 +159,65 @@ class Greedy(Simulated):
         raise torch.OutOfMemoryError("out of memory: twice the device was asked for")
 
 
+class Remembered(Simulated):
+    """Right as long as nobody writes over its weights."""
+
+    def pack(self, weights):
+        packed = super().pack(weights)
+        _packed.setdefault(self.name, []).append(packed.tensors["weights"])
+        return packed
+
+
+@register
+class Neighbour(Remembered):
+    name = "neighbour"
+
+
+@register
+class BaseFp16(Remembered):
+    name = "base_fp16"
+    is_baseline = True
+
+    def format(self, problem):
+        return FP16
+
+
+class Scribbles(Bad):
+    """Writes over a neighbour's weights: no crash, and its own answers are right."""
+
+    victim = ""
+
+    def go_bad(self):
+        for tensor in _packed.get(self.victim, []):
+            tensor.zero_()
+
+
+@register
+class ScribblesOverNeighbour(Scribbles):
+    name = "scribbles_over_neighbour"
+    victim = "neighbour"
+
+
+@register
+class ScribblesOverBaseline(Scribbles):
+    name = "scribbles_over_baseline"
+    victim = "base_fp16"
+
+
+@register
+class WrongBaseline(Simulated):
+    """A baseline that needs nobody to be wrong."""
+
+    name = "wrong_baseline"
+    is_baseline = True
+
+    def format(self, problem):
+        return FP16
+
+    def product(self, packed, activations):
+        return super().product(packed, activations) * 0.9
+
+
 @register
 class LeavesWorkBehind(Simulated):
     """Starts threads that go on after its turn, as a library with streams of its own does."""
@@ -270,6 +333,57 @@ def test_memory_that_runs_out_in_the_middle_of_the_work_costs_nobody_a_cell(tmp_
     assert found["needs_later"].isolated
     assert not found["sim_int4"].isolated
     assert [record.backend for record in records].count("needs_later") == 1
+
+
+def test_weights_that_a_neighbour_wrote_over_cost_their_owner_nothing(tmp_path):
+    outcome, records = run(["sim_fp16", "scribbles_over_neighbour", "neighbour", "sim_int4"], tmp_path, M=[1, 2])
+    assert {record.status for record in records} == {Status.OK}
+    assert outcome.exit_code is ExitCode.DONE
+    again = [record for record in records if record.backend == "neighbour"]
+    assert [record.isolated for record in again] == [True, True]  # in a fresh process, paired with the baseline there
+    for record in again:
+        assert [one.backend for one in records if one.cell == record.cell] == ["sim_fp16", "neighbour"]
+    assert not any(record.isolated for record in records if record.backend == "sim_int4")
+
+
+def test_who_writes_over_the_baseline_is_found_and_costs_itself_alone(tmp_path, alone):
+    executor = Counting()
+    backends = ["base_fp16", "scribbles_over_baseline", "neighbour", "sim_int4"]
+    _, records = run(backends, tmp_path, M=[1, 2], executor=executor)
+    culprit = [record for record in records if record.backend == "scribbles_over_baseline"]
+    assert [record.status for record in culprit] == [Status.WRONG, Status.WRONG]
+    assert culprit[0].reason.startswith("it spoils what runs beside it: base_fp16 is wrong there (")
+    assert all(record.blocks == [] for record in culprit)
+    for name in ("neighbour", "sim_int4"):
+        found = [record for record in records if record.backend == name]
+        assert [record.status for record in found] == [Status.OK, Status.OK]
+        assert found[0].times[0] == pytest.approx(alone["sim_int4"])
+        assert [record.isolated for record in found] == [True, False]  # from the second cell on the culprit is apart
+        for record in found:
+            baselines = [one for one in records if one.cell == record.cell and one.baseline]
+            assert [one.status for one in baselines] == [Status.OK]
+    # the shared one, the baseline by itself, each of the three, the shared one once more, the culprit's
+    assert executor.opened == 7
+
+
+def test_a_baseline_that_is_wrong_by_itself_is_told_so_once(tmp_path):
+    executor = Counting()
+    _, records = run(["wrong_baseline", "sim_int4"], tmp_path, M=[1, 2], executor=executor)
+    assert [(record.backend, record.status, record.isolated) for record in records] == [
+        ("wrong_baseline", Status.WRONG, False), ("sim_int4", Status.OK, False),
+        ("wrong_baseline", Status.WRONG, False), ("sim_int4", Status.OK, False),
+    ]  # fmt: skip
+    assert executor.opened == 2
+
+
+def test_who_is_wrong_with_nobody_beside_gets_no_third_chance(tmp_path):
+    executor = Counting()
+    _, records = run(["sim_fp16", "gives_zeros", "sim_int4"], tmp_path, M=[1, 2, 4], executor=executor)
+    liars = [record for record in records if record.backend == "gives_zeros"]
+    assert [(record.status, record.isolated) for record in liars] == [
+        (Status.WRONG, True), (Status.WRONG, False), (Status.WRONG, False),
+    ]  # fmt: skip
+    assert executor.opened == 2
 
 
 def test_who_leaks_in_a_process_of_its_own_starves_nobody(tmp_path):
