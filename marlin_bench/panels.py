@@ -38,12 +38,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One backend's points by rising M."""
+    """One backend's points by rising M; `other_dtype`: of its activations, where the baseline's are of another one."""
 
     backend: str
     published: bool
     is_baseline: bool
     points: tuple[Point, ...]
+    other_dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,9 @@ def _several_groups(panels: Sequence[Sequence[Curve]]) -> bool:
 
 def _series(curve: Curve, points: Iterable[Point]) -> Series:
     published = any(row.record.origin is Origin.PUBLISHED for row in curve.points)
-    return Series(curve.backend, published, any(row.record.baseline for row in curve.points), tuple(points))
+    other = {row.record.activation_dtype for row in curve.points if row.headline is not None and row.headline.dtypes}
+    baseline = any(row.record.baseline for row in curve.points)
+    return Series(curve.backend, published, baseline, tuple(points), "/".join(sorted(other)))
 
 
 def _flops_point(row: Row) -> Point | None:

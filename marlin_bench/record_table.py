@@ -29,6 +29,8 @@ _COLUMNS = (
     Column("kcycles", right=True, rank=9),
     Column("notes", rank=2, elastic=True),
 )
+PATH = "path"
+"""The choice of a library that has two ways to a product: its fused kernel, or dequantising for cuBLAS."""
 _NOT_MEASURED = {Status.UNSUPPORTED, Status.MISSING}
 
 
@@ -50,20 +52,23 @@ def _speedup(row: Row) -> str:
     return format_ratio(None if row.speedup is None else row.speedup.value)
 
 
-def _notes(row: Row) -> str:
+def notes(row: Row) -> str:
+    """What a reader of a row should know beside its numbers: flags, a reason, other types than the baseline's."""
     record = row.record
-    notes = [flag.value for flag in row.flags]
+    found = [flag.value for flag in row.flags]
     if record.origin is Origin.PUBLISHED and record.published is not None:
-        notes.insert(0, f"published: {record.published.source}")
+        found.insert(0, f"published: {record.published.source}")
     if record.status is not Status.OK:
-        notes.insert(0, record.reason or record.status.value)
+        found.insert(0, record.reason or record.status.value)
     if row.baseline not in (None, record.backend, HEADLINE_BASELINE):
-        notes.append(f"over {row.baseline}")
+        found.append(f"over {row.baseline}")
     if row.headline is not None and row.headline.dtypes is not None:
-        notes.append(row.headline.dtypes)
+        found.append(row.headline.dtypes)
+    if PATH in record.choice:
+        found.append(f"path: {record.choice[PATH]}")
     if record.activation_quantization_s is not None:
-        notes.append(f"quantising its activations {record.activation_quantization_s * 1e6:.3g} µs more")
-    return ", ".join(notes)
+        found.append(f"quantising its activations {record.activation_quantization_s * 1e6:.3g} µs more")
+    return ", ".join(found)
 
 
 def _style(row: Row) -> str:
@@ -93,7 +98,7 @@ def record_table(rows: Iterable[Row]) -> Table:
             _number(row.achieved_flops, 1e12),
             NOTHING if row.sm_clock_hz is None else f"{row.sm_clock_hz / 1e6:.0f}",
             _number(row.cycles, 1e3),
-            _notes(row),
+            notes(row),
         )
         lines.append(Line(cells, _style(row)))
     return Table(_COLUMNS, lines)

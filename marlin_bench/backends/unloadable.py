@@ -8,7 +8,8 @@ from marlin_bench.backends.protocol import Backend, Choice, Launch, Missing, Pac
 def unloadable(name: str, distribution: str | None, error: Exception) -> type[Backend]:
     """A stand-in for the backend `name` of `distribution`, which says why it is missing."""
     reason = f"its entry point cannot be loaded ({' '.join(str(error).split())})"
-    remedy = f"reinstall {distribution}" if distribution else "reinstall the package that declares it"
+    again = f"pip install --force-reinstall --no-deps {distribution}"
+    remedy = again if distribution else "reinstall the package that declares it"
 
     class Unloadable(Backend):
         """Missing, whatever is asked of it."""

@@ -80,7 +80,8 @@ def _frame(ax: Axes, panel: SpeedupPanel) -> None:
 def _curve(ax: Axes, series: Series, look: Look) -> None:
     xs = [point.x for point in series.points]
     ys = [point.y for point in series.points]
-    label = f"{series.backend} (published)" if series.published else series.backend
+    marks = [series.other_dtype, "published"] if series.published else [series.other_dtype]
+    label = f"{series.backend} ({', '.join(filter(None, marks))})" if any(marks) else series.backend
     ax.plot(
         xs,
         ys,

@@ -27,7 +27,8 @@ from marlin_bench.model_times import (
 from marlin_bench.models import Model
 from marlin_bench.panels import RooflinePanel, SpeedupPanel, roofline_panels, speedup_panels
 from marlin_bench.plots.theme import looks
-from marlin_bench.record import Origin, RunMeta, Status
+from marlin_bench.record import Origin, RunMeta
+from marlin_bench.record_table import notes
 from marlin_bench.roofline import Roofs
 from marlin_bench.selection import suite_models
 from marlin_bench.speedup import Row, without_companions
@@ -69,16 +70,6 @@ def command_of(row: Row, meta: RunMeta) -> str:
     return shlex.join(words)
 
 
-def _notes(row: Row) -> str:
-    record = row.record
-    notes = [flag.value for flag in row.flags]
-    if record.published is not None:
-        notes.insert(0, f"published: {record.published.source}")
-    if record.status is not Status.OK:
-        notes.insert(0, record.reason or record.status.value)
-    return ", ".join(notes)
-
-
 def _power(row: Row) -> float | None:
     record = row.record
     return record.energy.power_w if record.energy is not None else record.cell_power_w
@@ -108,7 +99,7 @@ def row_data(row: Row, meta: RunMeta, grade: Validity | None) -> list[Any]:
         rounded(row.achieved_flops),
         rounded(row.sm_clock_hz),
         rounded(_power(row)),
-        _notes(row),
+        notes(row),
         list(grade.reasons) if grade is not None else [],
         command_of(row, meta) if measured else "",
         row.baseline,

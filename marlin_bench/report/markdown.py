@@ -20,6 +20,7 @@ END = "<!-- marlin-bench results: end -->"
 RESULTS = (BEGIN, END)
 BEST = ("<!-- marlin-bench best: begin -->", "<!-- marlin-bench best: end -->")
 OTHER_DTYPE = "†"
+_OTHER_DTYPE_MEANS = "its activations are of another dtype than the baseline's"
 
 
 class MarkerError(ValueError):
@@ -44,17 +45,28 @@ def _cell(row: Row) -> str:
         return format_time(None if row.time is None else row.time.value)
     share = row.fraction_of_ideal
     ideal = f" ({format_percent(share)})" if share is not None and math.isfinite(share) else ""
-    return f"{format_ratio(row.speedup.value)}{ideal}"
+    return f"{format_ratio(row.speedup.value)}{_mark(row)}{ideal}"
+
+
+def _mark(row: Row) -> str:
+    """A dagger where the speed-up is one across activation dtypes."""
+    return OTHER_DTYPE if row.headline is not None and row.headline.dtypes is not None else ""
 
 
 def speedup_table(rows: Sequence[Row]) -> str:
-    """A line a layer and backend, a column an M: speed-up over the baseline and share of the ideal."""
+    """A line a layer and backend, a column an M: speed-up over the baseline and share of the ideal.
+
+    Below it, where some are, what marks those whose activations are of another dtype than the baseline's.
+    """
     drawn = [row for row in without_companions(rows) if row.record.timer == "kernel" and row.time is not None]
     drawn += [row for row in rows if row.record.published is not None and row.time is None and row.speedup is not None]
     found = [curve for curve in curves(drawn) if not all(row.record.baseline for row in curve.points)]
     batches = sorted({row.record.M for curve in found for row in curve.points})
     lines = [[_escaped(curve.layer), _escaped(_name(curve)), *_cells(curve, batches)] for curve in found]
-    return _table(["layer (K x N)", "backend", *(f"M={M}" for M in batches)], lines)
+    table = _table(["layer (K x N)", "backend", *(f"M={M}" for M in batches)], lines)
+    if any(_mark(row) for curve in found for row in curve.points):
+        return f"{table}\n{OTHER_DTYPE}: {_OTHER_DTYPE_MEANS}.\n"
+    return table
 
 
 def best_table(rows: Sequence[Row]) -> str:
@@ -81,15 +93,15 @@ def _winner_cell(winner: Winner) -> str:
 
 
 def _contestant(row: Row) -> str:
-    mark = OTHER_DTYPE if row.headline is not None and row.headline.dtypes is not None else ""
-    return f"{_escaped(row.record.backend)}{mark} {format_ratio(None if row.speedup is None else row.speedup.value)}"
+    speedup = format_ratio(None if row.speedup is None else row.speedup.value)
+    return f"{_escaped(row.record.backend)}{_mark(row)} {speedup}"
 
 
 def best_block(run: Run, rows: Sequence[Row]) -> str:
     """What stands between the second pair of markers of a README: who is best where."""
     marks = (
         "Bold: ours is the fastest of several; `>`: a peer is, ours after it; `≈`: the intervals overlap; "
-        f"{OTHER_DTYPE}: its activations are not those of the FP16 baseline.\n"
+        f"{OTHER_DTYPE}: {_OTHER_DTYPE_MEANS}.\n"
     )
     return f"{_where(run)}{tally(standings(rows))} {marks}\n{best_table(rows)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Exllamav2(Peer):
     meant_for = "M = 1"
     extra = ""  # none can bring a compiled extension
     packages = (Package("exllamav2", "exllamav2_ext", at_least="0.3.2"),)
+    most_fused_rows = 32  # MAX_Q_GEMM_ROWS of its q_gemm.cuh
     tolerance = 0.015  # FP16 sums, as in gptq_exllama
 
     def __init__(self) -> None:
@@ -79,6 +81,10 @@ class Exllamav2(Peer):
         matrix = _Matrix(exllamav2_ext, words, zeros, scales, self._dense, rows)
         tensors = {"codes": words, "scales": scales, "zeros": zeros}
         return Packed(tensors, extra={"matrix": matrix}, remake=lambda: self.pack(weights))
+
+    def candidates(self, problem: Problem, device: DeviceTraits, effort: str) -> Sequence[Choice]:
+        """The path that the extension takes for this M."""
+        return [{"path": "dequantise" if self.most_fused_rows < problem.M else "fused"}]
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
         """gemm_half_q_half into `output`."""

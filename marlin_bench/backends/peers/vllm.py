@@ -175,6 +175,7 @@ class GptqExllama(VllmPeer):
     meant_for = "M = 1"
     license = "MIT AND Apache-2.0"
     multiple_n = 8
+    most_fused_rows = 50  # MAX_Q_GEMM_ROWS of its q_gemm.cu
     # FP16 sums, in the cuBLAS product for large M too: on an H200 0.0015 at K 2048, 0.002 at K 4096, growing with √K
     tolerance = 0.015
 
@@ -189,6 +190,10 @@ class GptqExllama(VllmPeer):
         operators().gptq_shuffle(words, no_indices(device), 4)
         zeros = torch.full_like(weights.scales, SYMMETRIC_ZERO - 1, dtype=torch.uint8)
         return Packed({"codes": words, "scales": weights.scales.contiguous(), "zeros": packing.words_along_n(zeros)})
+
+    def candidates(self, problem: Problem, device: DeviceTraits, effort: str) -> Sequence[Choice]:
+        """The path that the operator takes for this M."""
+        return [{"path": "dequantise" if self.most_fused_rows < problem.M else "fused"}]
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
         """gptq_gemm, which makes its own result."""
