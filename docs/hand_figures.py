@@ -71,6 +71,7 @@ BUSY_SECONDS, MOST_BUSY, TURNS, BLOCK_SECONDS = 0.3, 8, 9, 0.004
 SETTLED = 0.01  # of the clock, between two looks at it
 UNEXPLAINED = "not explained"
 SAME_CYCLES = 0.03
+LEAST_SHARED = 0.5
 
 
 def typical_us(record):
@@ -149,16 +150,20 @@ def reason(row, singles):
 
 def reason_of_time(row, singles):
     """Why a time differs: whether the clock accounts for it."""
-    layer, M, name, speedup, fp16_us, record, _ = row
+    layer, M, name, speedup, fp16_us, record, baseline = row
     by_itself, fp16_itself = (singles.get((layer, M, one)) for one in (name, BASELINE))
+    hand_us, us, base_us = fp16_us / speedup, typical_us(record), typical_us(baseline)
     if by_itself is None:
+        with_fp16 = (base_us / fp16_us - 1) / (us / hand_us - 1)  # 1: FP16's time differs as much, the same way
+        if not differs(base_us / us, speedup) and with_fp16 >= LEAST_SHARED:
+            apart, fp16_apart = us / hand_us - 1, base_us / fp16_us - 1
+            return f"the speed-up agrees; the time differs ({apart:+.0%}) as FP16's does ({fp16_apart:+.0%})"
         return UNEXPLAINED
-    hand_us = fp16_us / speedup
     if not differs(by_itself["us"], hand_us):
         return "the clock: by itself it takes what was measured by hand"
     if fp16_itself and not differs(fp16_itself["us"] / by_itself["us"], speedup):
         return f"the clock: both by themselves give {fp16_itself['us'] / by_itself['us']:.2f}"
-    cycles, cycles_alone = typical_us(record) * record.sm_clock_hz * 1e-6, by_itself["us"] * by_itself["mhz"]
+    cycles, cycles_alone = us * record.sm_clock_hz * 1e-6, by_itself["us"] * by_itself["mhz"]
     slowest, fastest = (choose(single["mhz"] for single in singles.values()) for choose in (min, max))
     if abs(cycles_alone / cycles - 1) <= SAME_CYCLES and slowest <= cycles_alone / hand_us <= fastest:
         return (

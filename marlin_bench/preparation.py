@@ -18,7 +18,7 @@ from marlin_bench.operands import LayerKey
 from marlin_bench.record import Status, Tuning
 from marlin_bench.timer import Launch
 from marlin_bench.torch_state import SettingsWatch
-from marlin_bench.tuning import SEARCH_SECONDS, question_of, search
+from marlin_bench.tuning import SEARCH_SECONDS, ask, question_of, search
 
 _SEARCH_BLOCK_SECONDS = 0.002  # what a candidate of a search is timed with
 
@@ -125,11 +125,14 @@ class Preparation:
         self.emitter.phase(backend.name, "tune")
         effort = self.job.effort
         question = question_of(backend, self.cell.problem, self.machine.traits, effort)
-        if question is None:
-            began = time.monotonic()
-            choice = backend.tune(packed, activations, outputs, effort)
-            self.machine.synchronize()
-            return choice, Tuning(effort=effort, seconds=time.monotonic() - began)
+        if not question.candidates:
+
+            def tune() -> Choice:
+                choice = backend.tune(packed, activations, outputs, effort)
+                self.machine.synchronize()
+                return choice
+
+            return ask(question, tune, is_kept=backend.tune_is_kept)
         limit_s = min(SEARCH_SECONDS[effort], self.job.sampling.timeout_seconds / 2)
 
         def seconds_of(candidate: Choice) -> float:

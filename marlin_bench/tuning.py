@@ -50,6 +50,8 @@ def _remembered(question: Question) -> Choice | None:
         kept = json.loads(question.path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    if not question.candidates:
+        return kept if isinstance(kept, dict) and all(isinstance(value, str) for value in kept.values()) else None
     return kept if kept in [dict(candidate) for candidate in question.candidates] else None
 
 
@@ -96,9 +98,19 @@ def search(
     return dict(choice), tried
 
 
-def question_of(backend: Backend, problem: Problem, device: DeviceTraits, effort: Effort) -> Question | None:
-    """What to search for; None where the backend names no candidates."""
+def ask(question: Question, tune: Callable[[], Choice], *, is_kept: bool) -> tuple[Choice, Tuning]:
+    """What a backend settles on itself; `is_kept`: asked once, then known from the disk."""
+    began = time.monotonic()
+    kept = _remembered(question) if is_kept else None
+    if kept is not None:
+        return kept, Tuning(effort=question.effort, seconds=0.0, cached=True)
+    choice = tune()
+    if is_kept:
+        _keep(question, choice)
+    return choice, Tuning(effort=question.effort, seconds=time.monotonic() - began)
+
+
+def question_of(backend: Backend, problem: Problem, device: DeviceTraits, effort: Effort) -> Question:
+    """What to search for; without candidates where the backend decides for itself."""
     candidates = backend.candidates(problem, device, effort)
-    if not candidates:
-        return None
     return Question(backend.name, backend.version(), device.name, problem, effort, candidates)

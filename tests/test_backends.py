@@ -7,6 +7,7 @@ import lzma
 import subprocess
 import sys
 import tarfile
+from types import SimpleNamespace
 
 import pytest
 import simulated
@@ -95,7 +96,12 @@ def entry_point(monkeypatch):
     points = []
     monkeypatch.setattr("marlin_bench.backends.entry_points", lambda group: points)
     load_backend.cache_clear()
-    yield lambda name, loaded: points.append(FakePoint(name, loaded))
+
+    def declare(name, loaded):
+        points.append(FakePoint(name, loaded))
+        return points[-1]
+
+    yield declare
     load_backend.cache_clear()
 
 
@@ -129,6 +135,28 @@ def test_every_peer_tells_its_project_its_licence_and_the_batches_it_is_meant_fo
         assert backend.packages, backend.name
 
 
+def of_other_people():
+    """Peers, and what torch brings: whatever is not ours."""
+    loaded = map(load_backend, backend_names())
+    return [one for one in loaded if one.project and one.device == "cuda" and type(one).__module__ != __name__]
+
+
+def test_every_docstring_tells_project_licence_weights_batches_and_a_defect_with_its_number():
+    import inspect
+    import re
+
+    assert len(of_other_people()) >= 21
+    for backend in of_other_people():
+        text = " ".join((type(backend).__dict__.get("__doc__") or "").split())  # its own, not that of its base
+        source = inspect.getsource(inspect.getmodule(type(backend)))
+        licence = backend.license.split(" ")[0].removesuffix("-Clause")
+        assert licence in text, backend.name
+        assert re.search(r"\d+ bits each|bits", text), backend.name
+        assert re.search(r"[Mm]eant for", text), backend.name
+        assert re.search(r"[\w-]+/[\w-]+#\d+", text), backend.name
+        assert backend.project.removeprefix("https://github.com/").split("/")[0] in source, backend.name
+
+
 def test_another_package_adds_a_backend_by_entry_point(entry_point):
     class Foreign(Simulated):
         name = "foreign"
@@ -151,10 +179,15 @@ def test_an_entry_point_that_cannot_be_loaded_is_missing_with_its_reason(entry_p
     entry_point("broken", loaded)
     missing = load_backend("broken").missing()
     assert reason in missing.reason
-    assert missing.remedy.startswith("reinstall")
+    assert missing.remedy == "reinstall the package that declares it"  # whose name this point does not tell
     record = measure("sim_fp16", "broken")["broken"]
     # it says cuda or cpu as any backend; whatever the device, it leaves a record and no traceback
     assert record.status in {Status.MISSING, Status.UNSUPPORTED}
+
+
+def test_a_package_whose_backend_cannot_be_loaded_comes_with_one_command(entry_point):
+    entry_point("broken", ImportError("No module named 'nothing'")).dist = SimpleNamespace(name="their-package")
+    assert load_backend("broken").missing().remedy == "pip install --force-reinstall --no-deps their-package"
 
 
 def test_the_parent_starts_its_workers_before_it_has_torch():
@@ -530,6 +563,26 @@ def test_a_search_in_which_nothing_runs_gives_the_last_reason():
         tuning.search(question([{"tile": "1"}, {"tile": "2"}]), seconds_of, limit_s=1.0)
 
 
+def test_a_backend_that_searches_for_itself_does_so_once_where_it_says_so():
+    asked = []
+
+    def tune(self, packed, activations, outputs, effort):
+        asked.append(effort)
+        return {"algorithm": str(len(asked))}
+
+    stand_in("sim_asked_ever", tune=tune)
+    stand_in("sim_asked_once", tune=tune, tune_is_kept=True)
+    for expected in ("1", "2"):
+        record = measure("sim_fp16", "sim_asked_ever")["sim_asked_ever"]
+        assert (record.choice, record.tuning.cached) == ({"algorithm": expected}, False)
+    first, second = (measure("sim_fp16", "sim_asked_once")["sim_asked_once"] for _ in range(2))
+    assert first.choice == second.choice == {"algorithm": "3"}
+    assert (first.tuning.cached, second.tuning.cached) == (False, True)
+    assert second.tuning.seconds == 0.0
+    assert measure("sim_fp16", "sim_asked_once", effort="full")["sim_asked_once"].choice == {"algorithm": "4"}
+    assert load_backend("cusparselt_fp16").tune_is_kept
+
+
 def test_another_version_or_a_damaged_file_is_searched_again():
     candidates = [{"tile": "1"}]
     tuning.search(question(candidates), lambda choice: 1.0, limit_s=1.0)
@@ -551,7 +604,10 @@ def test_changed_settings_are_put_back_and_named():
         torch.set_grad_enabled(False)
         torch.set_num_threads(before["threads"] + 1)
         torch.set_default_device("meta")
-    assert {"default dtype", "TF32", "grad mode", "threads", "default device"} <= changed
+        torch.backends.cuda.matmul.allow_fp16_accumulation = True
+        torch.set_autocast_enabled("cpu", True)
+    expected = {"default dtype", "TF32", "grad mode", "threads", "default device", "FP16 accumulation"}
+    assert expected | {"autocast on cpu"} <= changed
     assert read_state() == before
     changed.clear()
     with watched(changed):

@@ -87,8 +87,8 @@ def test_the_tally_counts_and_names_who_beats_ours():
     )  # fmt: skip
     sentence = tally(standing)
     assert sentence == (
-        "Of 4 cells of 4-bit weights and 16-bit activations our kernels are the fastest in 1, and beaten in 2"
-        " (quack 1, humming 1)."
+        "Of 4 cells of 4-bit weights and 16-bit activations a peer is faster than our kernels in 2 (quack 1, "
+        "humming 1); ours are the fastest in 1."
     )
 
 
@@ -119,7 +119,7 @@ def test_the_table_says_who_is_first_and_what_ours_reaches(run):
     assert cells[2].startswith("**marlin\\_hopper 4.0")
     assert cells[3].startswith("quack† 2.5")
     assert "> marlin\\_hopper 2.0" in cells[3]
-    assert "beaten in 1 (quack 1)" in text
+    assert "a peer is faster than our kernels in 1 (quack 1); ours are the fastest in 1." in text
 
 
 def test_the_command_fills_the_second_pair_of_markers_of_a_readme(run, tmp_path, monkeypatch, capsys):
@@ -140,3 +140,29 @@ def test_the_command_fills_the_second_pair_of_markers_of_a_readme(run, tmp_path,
     code, _, err = call("report", run.folder, "--best")
     assert code == 2
     assert "--best is a table of Markdown" in err
+
+
+def test_every_table_marks_a_speed_up_across_dtypes(run):
+    from marlin_bench.panels import speedup_panels
+    from marlin_bench.record_table import notes
+    from marlin_bench.report.contents import ROW_FIELDS, row_data
+
+    found = rows(run.records, None)
+    table = markdown.speedup_table(found)
+    (line,) = [line for line in table.splitlines() if "| quack |" in line]
+    assert "2.5x†" in line.replace("0x†", "x†")
+    assert "†: its activations are of another dtype than the baseline's." in table
+    assert "†" not in markdown.speedup_table([row for row in found if row.record.backend != "quack"])
+    (row,) = [row for row in found if row.record.backend == "quack"]
+    assert "bf16 over fp16" in notes(row)
+    assert "bf16 over fp16" in row_data(row, run.meta, None)[ROW_FIELDS.index("notes")]
+    others = {series.backend: series.other_dtype for panel in speedup_panels(found) for series in panel.series}
+    assert others == {"marlin_hopper": "", "humming": "", "quack": "bf16"}
+
+
+def test_the_two_paths_of_a_library_are_told_apart():
+    from marlin_bench.record_table import notes
+
+    found = rows([fp16(1), record("bitsandbytes_nf4", 1, 20.0, choice={"path": "dequantise"})], None)
+    assert "path: dequantise" in notes(found[1])
+    assert "path" not in notes(found[0])

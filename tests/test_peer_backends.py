@@ -4,8 +4,10 @@ The libraries need a GPU. Layouts are decoded here by their documented definitio
 compute what the library documents, from the packed tensors alone.
 """
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -258,9 +260,11 @@ def run(backend, weights, rows=M):
     return check_output(output if made is None else made, expected, 0.001, "before"), packed, choice
 
 
-def test_gptq_is_called_with_its_own_zero_points(weights, monkeypatch):
+@pytest.mark.parametrize(("rows", "path"), [(50, "fused"), (51, "dequantise")])
+def test_gptq_is_called_with_its_own_zero_points(rows, path, weights, monkeypatch):
     monkeypatch.setattr(vllm, "operators", Operators)
-    check, packed, _ = run(load_backend("gptq_exllama"), weights)
+    check, packed, choice = run(load_backend("gptq_exllama"), weights, rows)
+    assert choice == {"path": path}
     assert fault(check) is None
     assert packed.nbytes * 8 / (K * N) == 4 + 16 / 128 + 4 / 128
 
@@ -377,3 +381,65 @@ def test_gemlite_takes_no_tiles_that_reach_beyond_the_layer():
     assert gemlite.nearest(entries, 16, 1024, 1024) == ((16, 8192, 8192), small)
     assert gemlite.nearest({(16, 1024, 4096): large}, 16, 1024, 1024) is None
     assert gemlite.nearest(entries, 16, 1000, 1024) is None
+
+
+@pytest.fixture
+def gemlite_stand_in(monkeypatch, tmp_path):
+    """gemlite's autotuner, cache and file of configurations, as its core.py documents them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    core = ModuleType("gemlite.core")
+    core.GEMLITE_TRITON_CONFIG_CACHE, core.searches, core.found = {}, [], {}
+    core.get_matmul_type = lambda M, bits: "GEMM_SPLITK"
+
+    def forward_functional(activations, bias, tensors, meta):
+        signature = str((activations.shape[0], N, K, 128, 8, 104))
+        known = core.GEMLITE_TRITON_CONFIG_CACHE.get("GEMM_SPLITK", {})
+        if signature not in known:
+            core.searches.append(signature)
+            core.found[signature] = {"BLOCK_SIZE_N": 64, "num_warps": 4}
+
+    class GemLiteLinear:
+        @staticmethod
+        def cache_config(filename):
+            Path(filename).write_text(json.dumps({"GEMM_SPLITK": core.found}))
+
+        @staticmethod
+        def load_config(filename, print_error=True):
+            if Path(filename).exists():
+                for kernel, entries in json.loads(Path(filename).read_text()).items():
+                    core.GEMLITE_TRITON_CONFIG_CACHE.setdefault(kernel, {}).update(entries)
+
+    core.forward_functional, core.GemLiteLinear = forward_functional, GemLiteLinear
+    package, kernels, utils = ModuleType("gemlite"), ModuleType("gemlite.triton_kernels"), ModuleType("utils")
+    package.core, utils.get_closest_m = core, lambda rows: rows
+    for name, module in (("gemlite", package), ("gemlite.core", core), ("gemlite.triton_kernels", kernels),
+                         ("gemlite.triton_kernels.utils", utils)):  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, module)
+    return core
+
+
+def test_what_gemlites_autotuner_finds_is_in_the_choice_and_on_the_disk(gemlite_stand_in, monkeypatch):
+    backend = load_backend("gemlite")
+    monkeypatch.setattr(type(backend), "version", lambda self: "gemlite 0.6.0")
+    packed = SimpleNamespace(tensors=dict.fromkeys(("codes", "scales", "zeros")), extra={"meta": None})
+    operands = [packed], [torch.empty(16, K)], [torch.empty(16, N)]
+    choice = backend.tune(*operands, "full")
+    assert choice["source"] == "autotuned"
+    assert json.loads(choice["config"]) == {"BLOCK_SIZE_N": 64, "num_warps": 4}
+    assert len(gemlite_stand_in.searches) == 1
+    gemlite_stand_in.GEMLITE_TRITON_CONFIG_CACHE.clear()  # as in the next process
+    assert backend.tune(*operands, "full") == choice
+    assert len(gemlite_stand_in.searches) == 1
+
+
+def test_gemlite_runs_with_the_configuration_of_its_choice(gemlite_stand_in, monkeypatch):
+    backend = load_backend("gemlite")
+    tiles = {"BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 32}
+    monkeypatch.setattr(gemlite, "author_tables", lambda: {"GEMM_SPLITK": {(16, 4096, 4096): tiles}})
+    packed = SimpleNamespace(tensors=dict.fromkeys(("codes", "scales", "zeros")), extra={"meta": None})
+    choice = backend.tune([packed], [torch.empty(16, K)], [torch.empty(16, N)], "quick")
+    assert choice["source"] == "H100 table, M 16 N 4096 K 4096"
+    backend.launch(packed, torch.empty(16, K), torch.empty(16, N), choice)()
+    assert gemlite_stand_in.searches == []
+    assert gemlite_stand_in.GEMLITE_TRITON_CONFIG_CACHE["GEMM_SPLITK"] == {str((16, N, K, 128, 8, 104)): tiles}

@@ -85,13 +85,13 @@ class _CublasEightBit(EightBitBackend):
 
 
 class CublasFp8(_CublasEightBit):
-    """torch._scaled_mm on E4M3 operands, a scale a row of the activations and a column of the weights.
+    """torch._scaled_mm (BSD-3-Clause) on E4M3 operands, a scale a row of activations and a column of weights.
 
     Weights: E4M3 of the canonical 4-bit weights, 8 + 32/K bits each. Meant for M from 128 up, where the product is
     bound by the tensor cores. Accumulates the fast way (`use_fast_accum`), as inference does: Hopper's FP8 tensor
     cores then keep about 14 bits of a partial sum. On an H200 that is a mean error of 0.0014 at K=8192 and 0.0056 at
     K=73728, beside the 0.04 of quantising, and the tolerance allows for it. Row scales are slower than one scale in all
-    (pytorch/pytorch#147971).
+    (pytorch/pytorch#147971); on sm_89 torch before 2.12 launches them on a stream of its own choice (#177651).
     """
 
     name = "cublas_fp8"
@@ -129,7 +129,11 @@ class CublasFp8(_CublasEightBit):
 
 
 class CublasFp8Tensor(CublasFp8):
-    """torch._scaled_mm on E4M3 operands with one scale each: the coarsest and the fastest FP8."""
+    """torch._scaled_mm (BSD-3-Clause) on E4M3 operands with one scale each: the coarsest FP8.
+
+    Weights: E4M3 of the canonical 4-bit weights, 8 bits each. Meant for M from 128 up. Sums and tolerance as with row
+    scales; what it is faster by is pytorch/pytorch#147971.
+    """
 
     name = "cublas_fp8_tensor"
     summary = "torch._scaled_mm, FP8 weights and activations, one scale each"
@@ -148,7 +152,7 @@ class CublasFp8Tensor(CublasFp8):
 
 
 class CublasInt8(_CublasEightBit):
-    """torch._int_mm, then one kernel that scales its int32 sums into FP16; both are timed.
+    """torch._int_mm (BSD-3-Clause), then one kernel that scales its int32 sums into FP16; both are timed.
 
     Weights: 8-bit integers of the canonical 4-bit weights, 8 + 32/K bits each. Meant for M from 128 up; the operator
     refuses M up to 16 (pytorch/pytorch#178469).

@@ -59,6 +59,7 @@ class CusparseltFp16(Backend):
     name = "cusparselt_fp16"
     summary = "cuSPARSELt FP16 through torch, weights 2:4-sparse and not quantised"
     tolerance = 0.002
+    tune_is_kept = True  # its search takes up to 9 s on the largest layer
     isolation: ClassVar[Literal["shared", "own"]] = "own"
 
     def missing(self) -> Missing | None:

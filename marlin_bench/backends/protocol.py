@@ -112,6 +112,9 @@ class Backend(ABC):
     tolerance: ClassVar[float] = 0.001
     """Largest mean|Δ| / mean|reference| allowed (DESIGN 3.1); 0.002 for sparse kernels."""
 
+    tune_is_kept: ClassVar[bool] = False
+    """Whether the answer of `tune` is kept on disk, as those of `candidates` are: for a search that takes seconds."""
+
     @property
     def operand_dtype(self) -> str:
         """What the kernel multiplies with: the activations as given, or the 8-bit ones made of them."""

@@ -106,7 +106,7 @@ def _winner(found: Sequence[Row]) -> Winner:
 
 
 def tally(found: Iterable[Standing]) -> str:
-    """One sentence on the dense 4-bit contest: how often ours is the fastest, level, and beaten, and by whom.
+    """One sentence on the dense 4-bit contest: how often ours is beaten, and by whom, level, and the fastest.
 
     Only cells in which somebody else took part count.
     """
@@ -124,13 +124,12 @@ def tally(found: Iterable[Standing]) -> str:
         if winner.is_beaten:
             beaten[winner.best.record.backend] = beaten.get(winner.best.record.backend, 0) + 1
     own, level = (sum(getattr(winner, name) for winner in winners) for name in ("is_own", "is_level"))
-    sentence = f"Of {len(winners)} cells of 4-bit weights and 16-bit activations our kernels are the fastest in {own}"
+    sentence = f"Of {len(winners)} cells of 4-bit weights and 16-bit activations a peer is faster than our kernels in "
+    by = ", ".join(f"{name} {count}" for name, count in sorted(beaten.items(), key=lambda item: -item[1]))
+    sentence += f"{sum(beaten.values())} ({by})" if beaten else "none"
     if level:
-        sentence += f", level within the intervals in {level}"
-    if beaten:
-        by = ", ".join(f"{name} {count}" for name, count in sorted(beaten.items(), key=lambda item: -item[1]))
-        sentence += f", and beaten in {sum(beaten.values())} ({by})"
-    return f"{sentence}."
+        sentence += f", level with them within the intervals in {level}"
+    return f"{sentence}; ours are the fastest in {own}."
 
 
 def share(row: Row) -> float | None:

@@ -16,8 +16,9 @@ from marlin_bench.quantize import SYMMETRIC_ZERO, QuantizedWeights
 class Conch(Peer):
     """mixed_precision_gemm of Conch (stackav-oss/conch), Apache-2.0: Triton, portable to GPUs of any maker.
 
-    Weights: 4 + 16/128 bits. vLLM's choice where no CUDA kernel exists (vllm-project/vllm#19818, which finds it slower
-    than Machete on an H100); tiles are fixed. Each call clears its result first, which is timed as users have it.
+    Weights: 4 + 16/128 bits. Meant for GPUs without a CUDA kernel, where vLLM takes it (vllm-project/vllm#19818, which
+    finds it slower than Machete on an H100), at middle M; tiles are fixed. Each call clears its result first, which is
+    timed as users have it.
     """
 
     name = "conch"

@@ -35,7 +35,8 @@ class Exllamav2(Peer):
     """gemm_half_q_half of ExLlamaV2 (turboderp-org/exllamav2), MIT, on GPTQ weights rather than its own EXL2.
 
     Weights: 4 + 16/128 + 4/128 bits (a zero point a group). Meant for M = 1; from M = 33 on it dequantises and calls
-    cuBLAS. FP16 sums, atomic additions: results differ from run to run. The package on PyPI compiles its extension at
+    cuBLAS, which the record's choice tells. FP16 sums, atomic additions: results differ from run to run and with M
+    (turboderp-org/exllamav2#232). The package on PyPI compiles its extension at
     first import, for minutes; installing from the repository compiles it once. `gptq_exllama` is vLLM's form of it.
     """
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from marlin_bench.backends.peer import Package, Peer
 from marlin_bench.backends.peers import packing
 from marlin_bench.backends.protocol import Choice, DeviceTraits, Effort, Launch, Packed
+from marlin_bench.cache import cache_folder
+from marlin_bench.device import slug
 from marlin_bench.problem import Format, Problem, int4
 from marlin_bench.quantize import SYMMETRIC_ZERO, QuantizedWeights
 
@@ -68,8 +70,8 @@ class Gemlite(Peer):
 
     Weights: 4 + 32/128 bits (an FP16 scale and an FP16 zero point a group). Meant for M up to 64. Its autotuner
     compiles some 20 configurations for each layer and bucket of M, about a minute each. So "quick" takes what its
-    authors tuned on an H100 for the nearest layer (the record names it), and "full" lets the autotuner run
-    (dropbox/gemlite#34 tells of both modes).
+    authors tuned on an H100 for the nearest layer (the record names it), and "full" lets the autotuner run, within the
+    suite's `timeout_seconds` (dropbox/gemlite#34 tells of both modes).
     """
 
     name = "gemlite"
@@ -111,31 +113,55 @@ class Gemlite(Peer):
     def tune(
         self, packed: Sequence[Packed], activations: Sequence[Tensor], outputs: Sequence[Tensor], effort: Effort
     ) -> Choice:
-        """quick: the authors' configuration of the nearest layer; full: gemlite's autotuner, at the first call."""
+        """quick: the authors' configuration of the nearest layer; full, or without one: what gemlite's autotuner finds.
+
+        Its findings are kept as gemlite keeps them, in a file of configurations, from which the next process starts.
+        """
         from gemlite import core
         from gemlite.triton_kernels.utils import get_closest_m
 
-        M, K = activations[0].shape
-        N = outputs[0].shape[1]
+        M, N, K = _sizes(activations[0], outputs[0])
         kernel = core.get_matmul_type(M, 4)
-        bucket = get_closest_m(M)
-        found = None if effort == "full" else nearest(author_tables()[kernel], bucket, N, K)
-        if found is None:
-            return {"kernel": kernel, "config": "autotuned"}
-        key, config = found
-        wanted = str((bucket, N, K, packing.GROUP_SIZE, _CODES_A_WORD, _TYPE_ID))
-        core.GEMLITE_TRITON_CONFIG_CACHE.setdefault(kernel, {}).setdefault(wanted, config)
-        return {"kernel": kernel, "config": f"H100 table, M {key[0]} N {key[1]} K {key[2]}"}
+        found = nearest(author_tables()[kernel], get_closest_m(M), N, K) if effort == "quick" else None
+        if found is not None:
+            (bucket, nearest_n, nearest_k), config = found
+            source = f"H100 table, M {bucket} N {nearest_n} K {nearest_k}"
+            return {"kernel": kernel, "config": json.dumps(config), "source": source}
+        file = cache_folder("gemlite") / f"{slug(torch.cuda.get_device_name())}-{self.version().replace(' ', '-')}.json"
+        core.GemLiteLinear.load_config(str(file), print_error=False)
+        key = _signature(M, N, K)
+        if key not in core.GEMLITE_TRITON_CONFIG_CACHE.get(kernel, {}):
+            self.launch(packed[0], activations[0], outputs[0], {"kernel": kernel})()  # searches at its first call
+            file.parent.mkdir(parents=True, exist_ok=True)
+            core.GemLiteLinear.cache_config(str(file))
+            core.GemLiteLinear.load_config(str(file))
+        config = core.GEMLITE_TRITON_CONFIG_CACHE[kernel][key]
+        return {"kernel": kernel, "config": json.dumps(config), "source": "autotuned"}
 
     def launch(self, packed: Packed, activations: Tensor, output: Tensor, choice: Choice) -> Launch:
-        """forward_functional, which makes its own result; the first call compiles."""
-        from gemlite.core import forward_functional
+        """forward_functional with the configuration of the choice; it makes its own result, its first call compiles."""
+        from gemlite import core
 
+        if "config" in choice:
+            known = core.GEMLITE_TRITON_CONFIG_CACHE.setdefault(choice["kernel"], {})
+            known[_signature(*_sizes(activations, output))] = json.loads(choice["config"])
         tensors = [packed.tensors[name] for name in ("codes", "scales", "zeros")]
         meta = packed.extra["meta"]
+        forward_functional = core.forward_functional
 
         def multiply() -> Tensor:
             product: Tensor = forward_functional(activations, None, tensors, meta)
             return product
 
         return multiply
+
+
+def _sizes(activations: Tensor, output: Tensor) -> tuple[int, int, int]:
+    return activations.shape[0], output.shape[1], activations.shape[1]
+
+
+def _signature(M: int, N: int, K: int) -> str:
+    """What gemlite looks a configuration up by."""
+    from gemlite.triton_kernels.utils import get_closest_m
+
+    return str((get_closest_m(M), N, K, packing.GROUP_SIZE, _CODES_A_WORD, _TYPE_ID))

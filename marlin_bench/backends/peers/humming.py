@@ -59,10 +59,11 @@ def _use_prebuilt(folder: Path) -> None:
 class Humming(Peer):
     """humming (vllm-project/humming), Apache-2.0: compiled for each layer, mma.sync at small M, wgmma with TMA above.
 
-    Weights: 4 + 16/128 bits. Meant for all M; vLLM takes it as a quantisation backend (vllm-project/vllm#34556). Each
-    configuration compiles once (about 2 s, NVRTC or nvcc) into its cache, before timing; records say how long. Tiles
-    split over K meet by atomic additions in the output's precision: 0.0003 to 0.0005 of mean error in FP16. In BF16
-    that makes 0.002 to 0.004, over the limit of this suite, so that it is measured in FP16 alone.
+    Weights: 4 + 16/128 bits. Meant for all M; vLLM takes it as a quantisation backend (vllm-project/vllm#34556), which
+    met illegal memory accesses in mixtures of experts on an H20 (vllm-project/vllm#47281). Each configuration compiles
+    once (about 2 s, NVRTC or nvcc) into its cache, before timing; records say how long. Tiles split over K meet by
+    atomic additions in the output's precision: 0.0003 to 0.0005 of mean error in FP16. In BF16 that makes 0.002 to
+    0.004, over the limit of this suite, so that it is measured in FP16 alone.
     """
 
     name = "humming"

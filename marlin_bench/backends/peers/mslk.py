@@ -36,7 +36,8 @@ class Mslk(Peer):
     """bf16i4bf16_shuffled of MSLK (pytorch/MSLK), BSD-3: CUTLASS for Hopper, BF16 activations.
 
     Weights: 4 + 32/128 bits (a BF16 scale and a BF16 zero point a group; the zero points are nought here). Meant for
-    Hopper. The weights are shuffled for the kernel beforehand (pytorch/FBGEMM#3913, where it comes from).
+    Hopper at M from 16 on. The weights are shuffled for the kernel beforehand (pytorch/FBGEMM#3913, where it comes
+    from); GPUs of another maker cannot read that form (meta-pytorch/MSLK#403).
     """
 
     name = "mslk"

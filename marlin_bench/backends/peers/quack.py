@@ -75,7 +75,8 @@ class Quack(Peer):
     """QuACK (Dao-AILab/quack), Apache-2.0: gemm_w4a16 with wformat="int4", wgmma with weights from registers.
 
     Weights: 4 + 32/128 bits (BF16 scales, stored once for each 64 inputs). BF16 activations only. Meant for Hopper and
-    newer at all M. Kernels are compiled for each tile by the CuTe DSL (seconds to a minute, cached on disk).
+    newer at all M. Kernels are compiled for each tile by the CuTe DSL (seconds to a minute, cached on disk). Each
+    release asks for one release of that DSL and no other (vllm-project/vllm#51566): it may not install beside others.
     """
 
     name = "quack"

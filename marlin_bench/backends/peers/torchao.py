@@ -19,9 +19,10 @@ _PADDED_K = 1024
 class TorchaoInt4(Peer):
     """Int4WeightOnlyConfig with tile_packed_to_4d of torchao (pytorch/ao), BSD-3: torch's tinygemm underneath.
 
-    Weights: 4 + 32/128 bits (a BF16 scale and offset a group). BF16 only, meant for M up to 16. It quantises the same
-    weights for itself (asymmetric) and is judged against what that gives. Against `tinygemm` it shows what its tensor
-    subclass adds. The packing that it takes by default, "plain", is for MSLK: see `mslk`.
+    Weights: 4 + 32/128 bits (a BF16 scale and offset a group). BF16 only. Meant for M up to 16: at larger M it is many
+    times slower than 16-bit weights (pytorch/ao#3496), on narrow layers at M = 1 too (pytorch/ao#1606). It quantises
+    the same weights for itself (asymmetric) and is judged against what that gives. Against `tinygemm` it shows what its
+    tensor subclass adds. The packing that it takes by default, "plain", is for MSLK: see `mslk`.
     """
 
     name = "torchao"

@@ -166,8 +166,8 @@ class GptqExllama(VllmPeer):
     """The exllama kernel for GPTQ weights in vLLM (csrc/quantization/gptq, after exllamav2), MIT in origin.
 
     Weights: 4 + 16/128 + 4/128 bits (a zero point a group). Meant for M = 1; from M = 51 on it dequantises and calls
-    cuBLAS. Partial sums are FP16 and meet by atomics, so that results differ from run to run. No BF16
-    (vllm-project/vllm#4781).
+    cuBLAS, which the record's choice tells. Partial sums are FP16 and meet by atomics, so that results differ from run
+    to run. No BF16 (vllm-project/vllm#4781).
     """
 
     name = "gptq_exllama"

@@ -67,7 +67,8 @@ class W4A8Fp8(W4A8):
     """CUTLASS W4A8 of vLLM (vllm-project/vllm#23198), Apache-2.0: FP8 tensor cores of Hopper.
 
     Weights: 4 + 8·8/128 bits (each FP8 group scale with its eight multiples) and FP32 a column. Meant for Hopper at
-    every M where FP8 activations are good enough. The multiples are rounded to FP8, which it is judged with.
+    every M where FP8 activations are good enough. The multiples are rounded to FP8, which it is judged with. Groups of
+    128 only: CUTLASS's kernel has none below the depth of its tile (NVIDIA/cutlass#1332).
     """
 
     name = "w4a8_fp8"
@@ -132,8 +133,9 @@ def fp8_rows_by_vllm(activations: Tensor) -> EightBitActivations:
 class W4A8Fp8Mslk(W4A8):
     """f8i4bf16_shuffled of MSLK (pytorch/MSLK, once FBGEMM GenAI), BSD-3: CUTLASS on Hopper's FP8 tensor cores.
 
-    Weights: 4 + 8·8/128 bits and FP32 a column. Meant for Hopper. Activations are quantised by plain torch: its own
-    row quantiser is a Triton kernel that needs the whole package.
+    Weights: 4 + 8·8/128 bits and FP32 a column. Meant for Hopper at every M where FP8 activations are good enough.
+    Activations are quantised by plain torch: its own row quantiser is a Triton kernel that needs the whole package.
+    Groups of 128 only, as in `w4a8_fp8` (NVIDIA/cutlass#1332).
     """
 
     name = "w4a8_fp8_mslk"
@@ -194,8 +196,9 @@ def fp8_rows_by_torch(activations: Tensor) -> EightBitActivations:
 class W4A8Int8(W4A8):
     """Marlin of vLLM with INT8 activations, Apache-2.0: mma.sync on INT8, group scales as 16-bit integers.
 
-    Weights: 4 + 16/128 bits. Meant for M up to about 64, on GPUs without FP8 too. The factor that the integer scales
-    are counted in goes onto the activations' scales, as vLLM does it.
+    Weights: 4 + 16/128 bits. Meant for M up to about 64, on GPUs without FP8 too (vllm-project/vllm#24722). The factor
+    that the integer scales are counted in goes onto the activations' scales, as vLLM does it. vLLM's own way to it from
+    such a checkpoint leaves activations in 16 bits, silently (vllm-project/vllm#38066); here the operator is called.
     """
 
     name = "w4a8_int8"
