@@ -254,7 +254,8 @@ def test_every_extra_that_a_peer_names_exists_and_asks_for_the_version_that_the_
             continue
         wanted = " ".join(metadata[backend.extra])
         package = backend.packages[0]
-        assert f"{package.distribution}>={package.at_least}" in wanted, backend.name
+        bound = f",<{package.below}" if package.below else ""
+        assert f"{package.distribution}>={package.at_least}{bound}" in wanted.split(), backend.name
 
 
 def tomllib_of_the_project():
@@ -271,6 +272,9 @@ def test_an_old_package_is_missing_with_both_versions(monkeypatch):
     monkeypatch.setattr("marlin_bench.backends.peer.version", lambda name: "0.6.0.post2")
     assert Package("x", "torch", "0.6").complaint() is None
     assert Package("x", "torch", "0.6.1").complaint() == "x 0.6.0.post2 is older than 0.6.1"
+    assert Package("x", "torch", "0.5", below="0.6.1").complaint() is None
+    too_new = Package("x", "torch", "0.5", below="0.6").complaint()
+    assert too_new == "x 0.6.0.post2 is newer than what its operators are called for, below 0.6"
 
 
 def test_a_library_that_does_not_load_is_missing_and_costs_nobody_else():

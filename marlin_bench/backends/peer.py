@@ -14,14 +14,16 @@ from marlin_bench.backends.protocol import Backend, EightBitBackend, Missing
 
 @dataclass(frozen=True)
 class Package:
-    """A package that a backend needs: how it is installed, how it is imported, and since which version it fits.
+    """A package that a backend needs: how it is installed, how it is imported, and which versions of it fit.
 
-    `carried` is a file of the MARLIN_BENCH_PEERS folder that does in place of the package.
+    `below`: the first release that does not, for libraries that are called by operators of no promised form. `carried`
+    is a file of the MARLIN_BENCH_PEERS folder that does in place of the package.
     """
 
     distribution: str
     module: str
     at_least: str = "0"
+    below: str | None = None
     carried: str | None = None
 
     @property
@@ -51,6 +53,10 @@ class Package:
             found = self.installed_version
             if found is not None and _numbers(found) < _numbers(self.at_least):
                 return f"{self.distribution} {found} is older than {self.at_least}"
+            if found is not None and self.below is not None and _numbers(found) >= _numbers(self.below):
+                return (
+                    f"{self.distribution} {found} is newer than what its operators are called for, below {self.below}"
+                )
             return None
         if self.is_carried:
             return None

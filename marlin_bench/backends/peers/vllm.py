@@ -22,7 +22,8 @@ from marlin_bench.problem import Format, Problem, int4
 from marlin_bench.quantize import SYMMETRIC_ZERO, QuantizedWeights
 
 LIBRARY = "vllm/vllm_C.so.xz"
-PACKAGE = Package("vllm", "vllm", at_least="0.26.0", carried=LIBRARY)
+# its compiled operators change their operands from release to release
+PACKAGE = Package("vllm", "vllm", at_least="0.26.0", below="0.27", carried=LIBRARY)
 _STABLE_OPERATORS = "_C_stable_libtorch.abi3.so"
 # vllm.scalar_type: an id is (mantissa bits | signed << 16 | bias << 17 | …) << 8, in this layout since 0.6
 U4_MINUS_8 = 1125899907892224
