@@ -101,9 +101,9 @@ def backend_table(found: Found, *, eight_bit: bool) -> str:
         if (DTYPE_BITS[record.activation_dtype] == 8) is not eight_bit:
             continue
         backend, outcome = load_backend(name), CONFORMANCE["backends"].get(name)
-        types = record.activation_dtype.upper()
-        if record.output_dtype not in {None, record.activation_dtype}:
-            types += f", {record.output_dtype.upper()} out"
+        types = backend.accepted.replace("fp", "FP").replace("bf", "BF").replace("int", "INT")
+        if backend.output_dtype != backend.activation_dtype:
+            types += f", {backend.output_dtype.upper()} out"
         remark = "not run" if outcome is None else "; ".join(filter(None, [str(outcome["passed"]), outcome["remark"]]))
         cells = (f"`{name}`", project(found, name), backend.license or "Apache-2.0", bits(found, name),
                  backend.meant_for or "all M", types, remark)  # fmt: skip

@@ -241,6 +241,7 @@ def test_list_backends_shows_the_command_and_is_silent_about_nothing(monkeypatch
     assert set(listed) >= {"cublas_fp16", "humming", "tinygemm_cpu"}
     assert listed["tinygemm_cpu"]["here"] == "yes"
     assert listed["tinygemm_cpu"]["activations"] == listed["tinygemm_cpu"]["outputs"] == "bf16"
+    assert (listed["w4a8_int8"]["activations"], listed["w4a8_int8"]["outputs"]) == ("bf16 as int8", "bf16")
     peer = load_backend("humming")
     if peer.missing() is not None:
         assert "pip install 'marlin-bench[humming]'" in listed["humming"]["here"]

@@ -120,6 +120,12 @@ class Backend(ABC):
         """What the kernel multiplies with: the activations as given, or the 8-bit ones made of them."""
         return self.activation_dtype
 
+    @property
+    def accepted(self) -> str:
+        """The activations that it takes, and what it makes of them first: `fp16`, `bf16 as fp8`."""
+        given, multiplied = self.activation_dtype, self.operand_dtype
+        return given if given == multiplied else f"{given} as {multiplied}"
+
     def missing(self) -> Missing | None:
         """Why this backend cannot be loaded on this machine (package, library), or None. Must neither raise nor import.
 

@@ -88,7 +88,7 @@ def backends(as_json: options.AsJson = False) -> None:
             {
                 "backend": name,
                 "device": backend.device,
-                "activations": backend.operand_dtype,
+                "activations": backend.accepted,
                 "outputs": backend.output_dtype,
                 "meant for": backend.meant_for,
                 "license": backend.license,
