@@ -602,6 +602,7 @@ def test_another_version_or_a_damaged_file_is_searched_again():
 
 def test_changed_settings_are_put_back_and_named():
     before = read_state()
+    accumulates = torch.backends.cuda.matmul.allow_fp16_accumulation
     changed = set()
     with watched(changed):
         torch.set_default_dtype(torch.float64)
@@ -609,11 +610,13 @@ def test_changed_settings_are_put_back_and_named():
         torch.set_grad_enabled(False)
         torch.set_num_threads(before["threads"] + 1)
         torch.set_default_device("meta")
-        torch.backends.cuda.matmul.allow_fp16_accumulation = True
+        torch.backends.cuda.matmul.allow_fp16_accumulation = not accumulates
         torch.set_autocast_enabled("cpu", True)
     expected = {"default dtype", "TF32", "grad mode", "threads", "default device", "FP16 accumulation"}
     assert expected | {"autocast on cpu"} <= changed
     assert read_state() == before
+    assert torch.backends.cuda.matmul.allow_fp16_accumulation is accumulates
+    assert not torch.is_autocast_enabled("cpu")
     changed.clear()
     with watched(changed):
         torch.ones(3).sum()

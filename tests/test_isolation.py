@@ -118,6 +118,17 @@ class SetsFlags(Bad):
 
 
 @register
+class TellsFlags(Simulated):
+    """Tells in the record what it finds set."""
+
+    name = "tells_flags"
+
+    def tune(self, packed, activations, outputs, effort):
+        found = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+        return {"found": " ".join(map(str, found))}
+
+
+@register
 class Hoards(Simulated):
     """Right, and leaves nine tenths of the device's memory behind."""
 
@@ -309,8 +320,11 @@ def test_who_takes_its_process_down_costs_itself_alone(bad, status, reason, isol
 
 
 def test_flags_are_put_back_and_the_record_says_who_set_them(tmp_path, alone):
-    _, records = run(["sim_fp16", "sets_flags", "own_sets_flags", "sim_int4"], tmp_path)
+    _, records = run(["sim_fp16", "tells_flags", "sets_flags", "own_sets_flags", "sim_int4"], tmp_path, M=(1, 2))
     found = by_backend(records)
+    told = [record.choice["found"] for record in records if record.backend == "tells_flags"]
+    assert told[0] == told[1]  # before and after the other had its turns
+    assert told[0].startswith("torch.float32")
     assert Flag.CHANGED_SETTINGS in found["sets_flags"].flags
     assert Flag.CHANGED_SETTINGS in found["own_sets_flags"].flags
     assert found["sim_fp16"].flags == found["sim_int4"].flags == []
