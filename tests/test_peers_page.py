@@ -85,9 +85,11 @@ def test_the_bits_of_the_docstrings_are_those_of_the_records(script, newest):
 
 
 def test_the_counts_of_the_conformance_test_are_of_backends_that_there_are():
-    from marlin_bench.backends import backend_names
+    from marlin_bench.backends import backend_names, load_backend
+    from marlin_bench.backends.peer import Peer
     from marlin_bench.conformance import CHECKS, SHAPES
 
     counted = json.loads((ROOT / "docs" / "conformance.json").read_text(encoding="utf-8"))["backends"]
     assert set(counted) <= set(backend_names())
+    assert {name for name in backend_names() if isinstance(load_backend(name), Peer)} <= set(counted)
     assert all(0 < one["passed"] <= len(CHECKS) + len(SHAPES) for one in counted.values())
