@@ -91,5 +91,7 @@ def test_the_counts_of_the_conformance_test_are_of_backends_that_there_are():
 
     counted = json.loads((ROOT / "docs" / "conformance.json").read_text(encoding="utf-8"))["backends"]
     assert set(counted) <= set(backend_names())
-    assert {name for name in backend_names() if isinstance(load_backend(name), Peer)} <= set(counted)
+    loaded = map(load_backend, backend_names())
+    shipped = [one for one in loaded if isinstance(one, Peer) and type(one).__module__.startswith("marlin_bench.")]
+    assert {one.name for one in shipped} <= set(counted)
     assert all(0 < one["passed"] <= len(CHECKS) + len(SHAPES) for one in counted.values())
