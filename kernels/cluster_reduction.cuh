@@ -21,7 +21,7 @@ __device__ __forceinline__ void leave_cluster() {
 }
 
 // Adds the other CTA's sums to the vectors that this one keeps and hands them to `write(u, sum)`. `exchange`:
-// kTileM x kTileN / 2 floats of shared memory that nothing else uses. Of vectors 2i and 2i + 1 each CTA keeps one.
+// kTileM x kTileN floats of shared memory that nothing else uses.
 template <typename Write>
 __device__ __forceinline__ void add_in_cluster(const Sums& sums, float4* exchange, const Position& at, const Write& write) {
   const u32 rank = cluster_ctarank();
@@ -31,13 +31,13 @@ __device__ __forceinline__ void add_in_cluster(const Sums& sums, float4* exchang
   barrier_cluster_wait();
   for_each_owned(sums, at, [&](int u, const OutputVector& mine) {
     if (is_mine(u)) return;
-    float4* to = other + u / 2 * 2 * kOwners;
+    float4* to = other + u * 2 * kOwners;
     to[0] = mine.low, to[kOwners] = mine.high;
   });
   barrier_cluster_arrive();
   barrier_cluster_wait();
   for_each_owned(sums, at, [&](int u, const OutputVector& mine) {
-    const float4* from = exchange + u / 2 * 2 * kOwners + writer;
+    const float4* from = exchange + u * 2 * kOwners + writer;
     if (is_mine(u)) write(u, mine + OutputVector{from[0], from[kOwners]});
   });
 }

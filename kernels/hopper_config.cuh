@@ -28,6 +28,7 @@ constexpr int kInFlight = IN_FLIGHT;           // steps of products that run whi
 constexpr int kStepProducts = STEP_PRODUCTS;   // k16 products of a block in one step
 constexpr bool kBlockOrder = BLOCK_ORDER;  // products of a block follow each other
 constexpr bool kReallocate = REALLOCATE;       // the producer hands its registers to the consumers
+constexpr bool kTail = TAIL;  // the last units of every tile go to whichever CTA comes free, see hopper_tail.cuh
 
 constexpr int kTileK = 128;
 constexpr int kBlockRows = 64;
@@ -37,7 +38,7 @@ constexpr int kRowWarpgroups = kWarpgroups / kSplit;
 constexpr int kTileRows = kBlockRows * kBlocks * kRowWarpgroups;
 constexpr bool kWholeStrips = kTileRows % kStripRows == 0;  // else a stage holds single blocks
 constexpr int kConsumerThreads = 128 * kWarpgroups;
-constexpr int kProducerWarps = kReallocate ? 4 : 2;
+constexpr int kProducerWarps = kReallocate ? 4 : kTail ? 3 : 2;
 constexpr int kThreads = kConsumerThreads + 32 * kProducerWarps;
 constexpr bool kSplitCluster = kCluster > 1 && !kMulticast;
 constexpr int kTeam = kMulticast ? kCluster : 1;  // CTAs that walk the tiles together
@@ -68,7 +69,9 @@ constexpr int kExchangeAt = kWeightsAt + kStages * kStageWeightBytes;
 constexpr int kStagingAt = kExchangeAt + kExchangeBytes;
 constexpr int kBarriersAt = kStagingAt + kConsumerWarps * kStagingBytes;
 constexpr int kBroadcastAt = kBarriersAt + 2 * kStages * 8;
-constexpr int kSharedBytes = kBroadcastAt + 16;
+constexpr int kTicketsAt = kBroadcastAt + 16;  // a word a stage, see hopper_tail.cuh
+constexpr int kPostBoxAt = kTicketsAt + 128;   // four barriers, four words
+constexpr int kSharedBytes = kTail ? kPostBoxAt + 48 : kTicketsAt;
 
 // Registers after the hand-over, from what ptxas grants at entry for this many threads.
 constexpr int kEntryRegisters = 65536 / (kThreads * kCtasPerSm) / 8 * 8;
@@ -82,6 +85,7 @@ static_assert(kBatchTile % 8 == 0 && kBatchTile <= 256, "wgmma takes multiples o
 static_assert(kWarpgroups % kSplit == 0 && kStageTiles % kSplit == 0, "every warpgroup needs K tiles of its own");
 static_assert(kSplit == 1 || kSplitCluster, "warpgroups that split K meet in the cluster's exchange");
 static_assert(!kSplitCluster || kTileRows / 16 % kCluster == 0, "each CTA of a cluster finishes whole 16-row groups");
+static_assert(!kTail || (kCluster == 1 && kSplit == 1), "pieces are handed out to single CTAs");
 static_assert(kStages >= 2, "a consumer holds one stage while it waits for the next");
 static_assert(!kBf16 || kScaleAccumulators || kGroupSize == 0, "bfloat16 would round the scaled weights");
 static_assert(kStageActivationBytes % 1024 == 0, "the 128-byte swizzle repeats every 1024 bytes");

@@ -93,6 +93,12 @@ class Mainloop {
  public:
   __device__ __forceinline__ Mainloop(const Ring& ring, const ConsumerPosition& at) : ring_(ring), at_(at) {}
 
+  // The ticket that came with the next stage, once it is full.
+  __device__ __forceinline__ u32 next_ticket() const {
+    ring_.wait_full(cursor_);
+    return ld_shared_u32(ring_.ticket(cursor_.index));
+  }
+
   // sums = the segment's products; leaves no stage unreleased.
   __device__ __forceinline__ void run(Sums& sums, int units) {
     clear(sums);

@@ -42,6 +42,7 @@ struct Ring {
   }
   __device__ __forceinline__ u32 weights(int stage) const { return base + kWeightsAt + stage * kStageWeightBytes; }
   __device__ __forceinline__ u32 full(int stage) const { return base + kBarriersAt + 8 * stage; }
+  __device__ __forceinline__ u32 ticket(int stage) const { return base + kTicketsAt + 4 * stage; }
   __device__ __forceinline__ u32 empty(int stage) const { return base + kBarriersAt + 8 * (kStages + stage); }
 
   // One warp runs this.
@@ -80,50 +81,73 @@ struct Ring {
   }
 };
 
-// packed: uint8 [strips][k_tiles][2][kBlockBytes]; a row tile beyond the last strip reads the last one, its rows are not
-// stored. One thread runs this.
-__device__ __forceinline__ void produce_weights(const Ring& ring, const Schedule& schedule,
-                                                const unsigned char* __restrict__ packed, int strips, int k_tiles) {
+// Asks for one unit's weights into a stage that is empty. packed: uint8 [strips][k_tiles][2][kBlockBytes]; a row tile beyond
+// the last strip reads the last one, its rows are not stored.
+__device__ __forceinline__ void copy_weights(const Ring& ring, int stage, const unsigned char* __restrict__ packed,
+                                             int strips, int k_tiles, int row_tile, int unit) {
+  const u32 barrier = ring.full(stage);
+  u32 shared = ring.weights(stage);
+  mbarrier_arrive_expect_tx(barrier, kStageWeightBytes);
+  if constexpr (!kWholeStrips) {
+#pragma unroll
+    for (int i = 0; i < kTileRows / kBlockRows; ++i) {
+      const int block = row_tile * (kTileRows / kBlockRows) + i;
+      const int strip = min(block >> 1, strips - 1);
+      const unsigned char* source = packed + (block & 1) * kBlockBytes +
+                                    (static_cast<size_t>(strip) * k_tiles + unit * kStageTiles) * kStripBytes;
+#pragma unroll
+      for (int tile = 0; tile < kStageTiles; ++tile) {
+        cp_async_bulk(shared, source, kBlockBytes, barrier);
+        shared += kBlockBytes;
+        source += kStripBytes;
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kTileRows / kStripRows; ++i) {
+      const int strip = min(row_tile * (kTileRows / kStripRows) + i, strips - 1);
+      cp_async_bulk(shared, packed + (static_cast<size_t>(strip) * k_tiles + unit * kStageTiles) * kStripBytes,
+                    kStageTiles * kStripBytes, barrier);
+      shared += kStageTiles * kStripBytes;
+    }
+  }
+}
+
+// All weights of a CTA's own segments. One thread runs this.
+__device__ __forceinline__ StageCursor produce_weights(const Ring& ring, const Schedule& schedule,
+                                                       const unsigned char* __restrict__ packed, int strips,
+                                                       int k_tiles) {
   Segments segments(schedule);
   Segment segment;
   StageCursor cursor;
   while (segments.next(segment)) {
     const int row_tile = tile_position(schedule, segment.tile).row_tile;
     for (int unit = segment.last - 1; unit >= segment.first; --unit) {
-      const u32 barrier = ring.full(cursor.index);
-      u32 shared = ring.weights(cursor.index);
       ring.wait_empty(cursor);
-      mbarrier_arrive_expect_tx(barrier, kStageWeightBytes);
-      if constexpr (!kWholeStrips) {
-#pragma unroll
-        for (int i = 0; i < kTileRows / kBlockRows; ++i) {
-          const int block = row_tile * (kTileRows / kBlockRows) + i;
-          const int strip = min(block >> 1, strips - 1);
-          const unsigned char* source = packed + (block & 1) * kBlockBytes +
-                                        (static_cast<size_t>(strip) * k_tiles + unit * kStageTiles) * kStripBytes;
-#pragma unroll
-          for (int tile = 0; tile < kStageTiles; ++tile) {
-            cp_async_bulk(shared, source, kBlockBytes, barrier);
-            shared += kBlockBytes;
-            source += kStripBytes;
-          }
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kTileRows / kStripRows; ++i) {
-          const int strip = min(row_tile * (kTileRows / kStripRows) + i, strips - 1);
-          cp_async_bulk(shared, packed + (static_cast<size_t>(strip) * k_tiles + unit * kStageTiles) * kStripBytes,
-                        kStageTiles * kStripBytes, barrier);
-          shared += kStageTiles * kStripBytes;
-        }
-      }
+      copy_weights(ring, cursor.index, packed, strips, k_tiles, row_tile, unit);
       cursor.advance();
     }
   }
+  return cursor;
 }
 
-// activations: tensor map of A[M,K] as (64, M, K/64) with boxes (64, kBatchTile, panels). Rows and panels beyond the matrix
-// arrive as zeros. One thread runs this.
+// Asks for one unit's activations into a stage that is empty (a team's CTA for its part, sent to all). activations: tensor
+// map of A[M,K] as (64, M, K/64) with boxes (64, kBatchTile, panels). Rows and panels beyond the matrix arrive as zeros.
+__device__ __forceinline__ void copy_activations(const Ring& ring, int stage, const TensorMap* activations, int rank,
+                                                 int first_row, int unit) {
+  const u32 barrier = ring.full(stage);
+  mbarrier_arrive_expect_tx(barrier, kStageActivationBytes);
+  constexpr int kPanels = 2 * kStageTiles / kTeam;
+  const u32 shared = ring.activations(stage) + rank * kPanels * kPanelBytes;
+  const int panel = unit * 2 * kStageTiles + rank * kPanels;
+  if constexpr (kTeam > 1) {
+    cp_async_bulk_tensor_3d_multicast(shared, activations, 0, first_row, panel, barrier, (1 << kTeam) - 1);
+  } else {
+    cp_async_bulk_tensor_3d(shared, activations, 0, first_row, panel, barrier);
+  }
+}
+
+// All activations of a CTA's own segments. One thread runs this.
 __device__ __forceinline__ void produce_activations(const Ring& ring, const Schedule& schedule,
                                                     const TensorMap* activations) {
   Segments segments(schedule);
@@ -133,17 +157,8 @@ __device__ __forceinline__ void produce_activations(const Ring& ring, const Sche
   while (segments.next(segment)) {
     const int first_row = tile_position(schedule, segment.tile).batch_tile * kBatchTile;
     for (int unit = segment.last - 1; unit >= segment.first; --unit) {
-      const u32 barrier = ring.full(cursor.index);
       ring.wait_empty(cursor);
-      mbarrier_arrive_expect_tx(barrier, kStageActivationBytes);
-      constexpr int kPanels = 2 * kStageTiles / kTeam;
-      const u32 shared = ring.activations(cursor.index) + rank * kPanels * kPanelBytes;
-      const int panel = unit * 2 * kStageTiles + rank * kPanels;
-      if constexpr (kTeam > 1) {
-        cp_async_bulk_tensor_3d_multicast(shared, activations, 0, first_row, panel, barrier, (1 << kTeam) - 1);
-      } else {
-        cp_async_bulk_tensor_3d(shared, activations, 0, first_row, panel, barrier);
-      }
+      copy_activations(ring, cursor.index, activations, rank, first_row, unit);
       cursor.advance();
     }
   }

@@ -17,7 +17,8 @@
 
 using Sums = float[kBlocks][kBatchTile / 2];
 
-// float [gridDim.x][2][kTileRows * kBatchTile]: a CTA's striped piece has at most two ends inside tiles.
+// float [gridDim.x][2][kTileRows * kBatchTile]: a CTA's striped piece has at most two ends inside tiles. With tails laid out
+// otherwise, see hopper_tail.cuh.
 struct Workspace {
   float4* sums;
   u32* arrivals;  // [gridDim.x], by the owner's CTA; zero between launches

@@ -13,12 +13,19 @@
 
 #include "hopper_config.cuh"
 
+constexpr int kMostPieces = 15;
+
 struct Schedule {
   int units_per_tile;  // stages along K of one tile
   int row_tiles;       // tiles along the output features (of a whole team)
   int batch_tiles;
   int raster;        // batch tiles that are swept together, so that weights are read from HBM once for all of them
   int stream_tiles;  // striped tiles
+  // With a tail (hopper_tail.cuh) all tiles are striped, but for their lowest units, which are cut into pieces.
+  int tail_units;       // of each tile
+  int pieces;           // of each tile's tail
+  int most_parts;       // of a tile: its pieces and the stripes that share it
+  int piece_begins[kMostPieces + 1];  // first units; piece p ends where p + 1 begins
 };
 
 // Units [first, last) of `tile`, to be walked from last - 1 down to first.
@@ -28,9 +35,20 @@ struct Segment {
   int last;
 };
 
+// Units of a striped tile that are striped: all but its tail.
+__device__ __forceinline__ int striped_units(const Schedule& schedule) {
+  return kTail ? schedule.units_per_tile - schedule.tail_units : schedule.units_per_tile;
+}
+
 __device__ __forceinline__ int stripe_begin(const Schedule& schedule, int team, int teams) {
-  // At most two tiles a team are striped, so that this stays below 2^31 for every K below seven million.
-  return static_cast<int>(static_cast<u32>(schedule.stream_tiles * schedule.units_per_tile * team) / static_cast<u32>(teams));
+  // At most two tiles a team are striped (with tails all, but of small batches), so that this stays below 2^31 for every K
+  // below seven million.
+  return static_cast<int>(static_cast<u32>(schedule.stream_tiles * striped_units(schedule) * team) / static_cast<u32>(teams));
+}
+
+// The team whose stripe holds a unit of the line.
+__device__ __forceinline__ int team_at(const Schedule& schedule, int unit, int teams) {
+  return (static_cast<u32>(unit + 1) * teams - 1) / static_cast<u32>(schedule.stream_tiles * striped_units(schedule));
 }
 
 // The segments of one team, in order.
@@ -59,14 +77,15 @@ class Segments {
       return found;
     } else {
       if (begin_ < end_) {
-        const int tile = (end_ - 1) / schedule_.units_per_tile;
-        const int base = tile * schedule_.units_per_tile;
+        const int tile = (end_ - 1) / striped_units(schedule_);
+        const int base = tile * striped_units(schedule_);
         const int first = max(begin_ - base, 0);
-        segment = {tile, first, end_ - base};
+        const int tail = kTail ? schedule_.tail_units : 0;
+        segment = {tile, tail + first, tail + end_ - base};
         end_ = base + first;
         return true;
       }
-      if (tile_ < schedule_.row_tiles * schedule_.batch_tiles) {
+      if (!kTail && tile_ < schedule_.row_tiles * schedule_.batch_tiles) {
         segment = {tile_, 0, schedule_.units_per_tile};
         tile_ += gridDim.x / kTeam;
         return true;

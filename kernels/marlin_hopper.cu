@@ -10,7 +10,8 @@
 // Weights are wgmma's left operand and come from registers, straight out of dequantisation; activations are the right one
 // and are read from shared memory. So the batch is padded to 8, not to 64, and no weight is written to shared memory twice.
 // One warp copies packed weights, one copies activations (hopper_pipeline.cuh), the consumer warpgroups multiply
-// (hopper_mainloop.cuh) and the sums of tiles that several CTAs share are joined in a fixed order (hopper_reduce.cuh).
+// (hopper_mainloop.cuh) and the sums of tiles that several CTAs share are joined in a fixed order (hopper_reduce.cuh); on
+// the largest layers the last of the work goes to whichever CTA comes free (hopper_tail.cuh).
 //
 // Numbers that shape it, per SM of an H200: 64 KB in flight reach 4.2 of 4.5 TB/s, stages of 8 KB and more; a 64x16xN product
 // takes max(13, N/2) clocks; 8 weights are dequantised in 9 instructions.
@@ -19,8 +20,7 @@
 #include "hopper_pipeline.cuh"
 #include "hopper_reduce.cuh"
 #include "hopper_schedule.cuh"
-
-constexpr int kNoTile = 0x7fffffff;
+#include "hopper_tail.cuh"
 
 // Finishes a tile that this CTA left its sums of, if all the others had come before.
 template <typename Store>
@@ -38,7 +38,7 @@ extern __shared__ __align__(1024) unsigned char shared_memory[];
 // activations: tensor map of half or bfloat16 A[M,K], see produce_activations
 // packed:      uint8 [strips][k_tiles][2][kBlockBytes], see layouts/marlin_hopper.py
 // output:      half or bfloat16 C[M,N], column factors and bias
-// workspace:   see hopper_reduce.cuh; unused by split clusters
+// workspace:   see hopper_reduce.cuh and hopper_tail.cuh; unused by split clusters
 extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     marlin_hopper(const __grid_constant__ TensorMap activations, const unsigned char* __restrict__ packed,
                   const __grid_constant__ Output output, const __grid_constant__ Workspace workspace,
@@ -58,6 +58,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
   }
   if (warp == 0) {
     if constexpr (kEarlyTrigger) griddepcontrol_launch_dependents();
+    if constexpr (kTail) {
+      if (lane == 0) PostBox(ring).initialize();
+    }
     ring.initialize(lane);
   }
   if (threadIdx.x == kConsumerThreads + 32) prefetch_tensormap(&activations);
@@ -68,11 +71,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
   if (warp >= kConsumerWarps) {
     if constexpr (kReallocate) setmaxnreg_dec<kProducerRegisters>();
     if (lane == 0 && warp == kConsumerWarps) {
-      produce_weights(ring, schedule, packed, strips, k_tiles);
+      const StageCursor cursor = produce_weights(ring, schedule, packed, strips, k_tiles);
+      if constexpr (kTail) {
+        griddepcontrol_wait();
+        produce_tail(ring, schedule, workspace, packed, strips, k_tiles, &activations, cursor);
+      }
       if constexpr (!kEarlyTrigger) griddepcontrol_launch_dependents();
     } else if (lane == 0 && warp == kConsumerWarps + 1) {
       griddepcontrol_wait();
       produce_activations(ring, schedule, &activations);
+    } else if (kTail && lane == 0 && warp == kConsumerWarps + 2) {
+      griddepcontrol_wait();
+      PostBox(ring).count_parts(schedule, workspace);
     }
     __syncwarp();
     if constexpr (kSplitCluster) {
@@ -104,7 +114,46 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     int left_tiles[2] = {kNoTile, kNoTile};
     u32 arrived_before[2] = {};
     bool first = true;
-    while (segments.next(segment)) {
+    if constexpr (kTail) {
+      const PostBox box(ring);
+      u32 left = 0, asked = 0;  // parts that were left, and that were asked for since
+      bool striped = true;
+      // Its own stripe, then pieces of tails.
+      for (;;) {
+        int piece = -1;
+        if (striped) striped = segments.next(segment);
+        bool more = true;
+        if (!striped) {
+          const u32 ticket = mainloop.next_ticket();
+          more = ticket != kNoPiece;
+          if (more) {
+            const Piece drawn(schedule, ticket);
+            piece = drawn.index;
+            segment = {drawn.tile, drawn.first(schedule), drawn.last(schedule)};
+          }
+        }
+        if (more) {
+          Sums sums;
+          mainloop.run(sums, segment.last - segment.first);
+          if (first) griddepcontrol_wait();  // outputs and workspace may still be read by the previous kernel until here
+          first = false;
+          TailTile(schedule, workspace, segment.tile).leave_part(sums, piece);
+        }
+        // Tiles that earlier parts of this CTA completed; the counts of the last two may take a while.
+        while (more ? asked + 2 <= left : asked < left) {
+          const int tile = box.wait_complete_tile(asked++);
+          if (tile == kNoTile) continue;
+          const TilePosition position = tile_position(schedule, tile);
+          const ColumnFactors<kBlocks> factors = own_factors(position);
+          Sums sums;
+          TailTile(schedule, workspace, tile).add_parts(sums);
+          store(sums, factors, position);
+        }
+        box.post(left++, more ? segment.tile : kNoTile, lane);
+        if (!more) break;
+      }
+    }
+    while (!kTail && segments.next(segment)) {
       const TilePosition position = tile_position(schedule, segment.tile);
       Sums sums;
       if constexpr (kSplitCluster) {
@@ -147,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
         }
       }
     }
-    if constexpr (!kSplitCluster) {
+    if constexpr (!kSplitCluster && !kTail) {
 #pragma unroll 1
       for (int end = 0; end < 2; ++end) {
         const int tile = end ? left_tiles[1] : left_tiles[0];

@@ -350,6 +350,12 @@ __device__ __forceinline__ u32 atom_add_acq_rel_gpu(u32* global, u32 addend) {
   return old;
 }
 
+__device__ __forceinline__ u32 atom_add_relaxed_gpu(u32* global, u32 addend) {
+  u32 old;
+  asm volatile("atom.add.relaxed.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(global), "r"(addend) : "memory");
+  return old;
+}
+
 __device__ __forceinline__ void st_relaxed_gpu(u32* global, u32 value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
 }

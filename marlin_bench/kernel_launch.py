@@ -75,14 +75,12 @@ class StripedProduct:
         operands: Sequence[Tensor | None],
         sizes: Sequence[int],
         workspace: Workspace,
-        tensor_map: bytes = b"",
     ) -> None:
-        """The kernel's parameters: pointers to `operands` and the workspace's two, then `sizes` and a `tensor_map`."""
+        """The kernel's parameters in its order: pointers to `operands` and to the workspace's two, then `sizes`."""
         self.workspace = workspace
         self._operands = (*operands, workspace.sums, workspace.counters)
         addresses = (struct.pack("Q", 0 if tensor is None else tensor.data_ptr()) for tensor in self._operands)
-        arguments = [*addresses, *(struct.pack("i", size) for size in sizes)]
-        self._launch = PreparedLaunch(function, geometry, arguments + [tensor_map] * bool(tensor_map))
+        self._launch = PreparedLaunch(function, geometry, (*addresses, *(struct.pack("i", size) for size in sizes)))
         self._device = workspace.sums.device
 
     def __call__(self) -> None:

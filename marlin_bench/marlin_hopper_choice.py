@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from marlin_bench.layouts.marlin_hopper import K_MULTIPLE, STRIP_COLUMNS, TILE_K
-from marlin_bench.marlin_hopper_config import Schedule, Stripes, Tiling, WeightKind, schedule
+from marlin_bench.marlin_hopper_config import MOST_PIECES, Schedule, Stripes, Tiling, WeightKind, schedule
 
 TABLE = Path(__file__).with_name("marlin_hopper_table.json")
 DEFAULT_RASTER = 8
@@ -24,17 +24,24 @@ _NARROWEST_REPEATED = 64  # narrower tiles would read the weights too often
 BATCH_TILES = (8, 16, 24, 32, 48, 64, 72, 80, 96, 112, 128, 136, 152)
 _WIDEST_REPEATED = 128  # wider ones cost registers and stages: they are for batches that one or two of them hold
 _ROWS_PER_TILE = 8  # batch rows that a tile of its own costs, for the weights that are read and dequantised again
-_PLAN = re.compile(r"(?P<tiling>[^:]+)(?::raster=(?P<raster>\d+))?(?::ctas=(?P<ctas>\d+))?(?::(?P<stripes>rest|none))?")
+_PLAN = re.compile(
+    r"(?P<tiling>[^:]+)(?::raster=(?P<raster>\d+))?(?::ctas=(?P<ctas>\d+))?(?::(?P<stripes>rest|none))?"
+    r"(?::tail=(?P<tail>\d+(?:\.\d+)*))?"
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A tiling with how its tiles are spread: at most `ctas` CTAs (None: one an SM), which of them striped."""
+    """A tiling with how its tiles are spread: at most `ctas` CTAs (None: one an SM), which of them striped.
+
+    `tail`: the units of the pieces at each tile's end that go to CTAs which come free, for a tiling with a tail.
+    """
 
     tiling: Tiling
     raster: int = DEFAULT_RASTER
     ctas: int | None = None
     stripes: Stripes = Stripes.MANY
+    tail: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -44,7 +51,9 @@ class Plan:
             name += f":raster={self.raster}"
         if self.ctas is not None:
             name += f":ctas={self.ctas}"
-        return name + (f":{self.stripes}" if self.stripes is not Stripes.MANY else "")
+        if self.stripes is not Stripes.MANY:
+            name += f":{self.stripes}"
+        return name + (":tail=" + ".".join(map(str, self.tail)) if self.tail else "")
 
     @classmethod
     def parse(cls, name: str) -> Plan:
@@ -57,12 +66,13 @@ class Plan:
             raster=int(match["raster"] or DEFAULT_RASTER),
             ctas=int(match["ctas"]) if match["ctas"] else None,
             stripes=Stripes(match["stripes"] or Stripes.MANY),
+            tail=tuple(int(size) for size in match["tail"].split(".")) if match["tail"] else (),
         )
 
     def schedule(self, M: int, N: int, K: int, sm_count: int) -> Schedule:
         """Tiles and grid of a product on a device of `sm_count` SMs."""
         ctas = sm_count if self.ctas is None else min(self.ctas, sm_count)
-        return schedule(self.tiling, M, N, K, ctas, self.raster, self.stripes)
+        return schedule(self.tiling, M, N, K, ctas, self.raster, self.stripes, self.tail)
 
 
 def fits(plan: Plan, K: int, kind: WeightKind) -> bool:
@@ -75,9 +85,19 @@ def fits(plan: Plan, K: int, kind: WeightKind) -> bool:
         return False
     if kind.bf16 and kind.group_size is not None and not tiling.scale_accumulators:
         return False
-    if _is_miscompiled(tiling):
+    if _is_miscompiled(tiling) or not _has_a_fitting_tail(plan):
         return False
     return tiling.depth(kind) >= 2 and tiling.shared_bytes(kind) <= tiling.most_shared_bytes
+
+
+def _has_a_fitting_tail(plan: Plan) -> bool:
+    """A tail needs a build that hands its pieces to single CTAs, and that all tiles are striped but for their tails."""
+    tiling = plan.tiling
+    if not tiling.tail:
+        return not plan.tail
+    if tiling.cluster > 1 or tiling.split > 1 or plan.stripes is not Stripes.MANY:
+        return False
+    return len(plan.tail) <= MOST_PIECES and all(plan.tail)
 
 
 def _is_miscompiled(tiling: Tiling) -> bool:

@@ -17,12 +17,14 @@ _SHARED_BYTES_RESERVED = 1024
 _BARRIER_BYTES = 16
 _SQUARE_BYTES = 512
 _BROADCAST_BYTES = 16
+_POST_BOX_BYTES = 48
 _MOST_STAGES = 32
+MOST_PIECES = 15
 REALLOCATING_PRODUCER_WARPS = 4
 PRODUCER_WARPS = 2
 _NAME = re.compile(
     r"b(?P<batch_tile>\d+)_w(?P<warpgroups>\d+)(?:k(?P<split>\d+))?_m(?P<blocks>\d+)_t(?P<stage_tiles>\d+)"
-    r"(?:_s(?P<stages>\d+))?(?:_p(?P<step_products>\d+))?(?:_f(?P<in_flight>\d+))?(?:_(?P<cluster_kind>[cx])(?P<cluster>\d+))?(?P<flags>(?:_(?:acc|order|pair|early|regs))*)"
+    r"(?:_s(?P<stages>\d+))?(?:_p(?P<step_products>\d+))?(?:_f(?P<in_flight>\d+))?(?:_(?P<cluster_kind>[cx])(?P<cluster>\d+))?(?P<flags>(?:_(?:acc|order|pair|early|regs|tail))*)"
 )
 
 
@@ -62,6 +64,7 @@ class Tiling:
     ctas_per_sm: int = 1
     early_trigger: bool = False
     reallocate: bool = False
+    tail: bool = False
 
     @property
     def name(self) -> str:
@@ -82,6 +85,7 @@ class Tiling:
             "pair": self.ctas_per_sm == 2,
             "early": self.early_trigger,
             "regs": self.reallocate,
+            "tail": self.tail,
         }
         return "_".join(parts + [flag for flag, is_set in flags.items() if is_set])
 
@@ -108,6 +112,7 @@ class Tiling:
             ctas_per_sm=2 if "pair" in flags else 1,
             early_trigger="early" in flags,
             reallocate="regs" in flags,
+            tail="tail" in flags,
         )
 
     @property
@@ -118,7 +123,9 @@ class Tiling:
     @property
     def threads(self) -> int:
         """Threads a CTA."""
-        return 128 * self.warpgroups + 32 * (REALLOCATING_PRODUCER_WARPS if self.reallocate else PRODUCER_WARPS)
+        if self.reallocate:
+            return 128 * self.warpgroups + 32 * REALLOCATING_PRODUCER_WARPS
+        return 128 * self.warpgroups + 32 * (PRODUCER_WARPS + self.tail)
 
     @property
     def splits_k_in_cluster(self) -> bool:
@@ -133,7 +140,8 @@ class Tiling:
     def _fixed_shared_bytes(self) -> int:
         exchange = self.split * self.tile_columns * self.batch_tile * 4 if self.splits_k_in_cluster else 0
         squares = min(2 if self.splits_k_in_cluster else 4, -(-self.batch_tile // 16))
-        return exchange + self.warpgroups * 4 * squares * _SQUARE_BYTES + _BROADCAST_BYTES
+        tail = 4 * _MOST_STAGES + _POST_BOX_BYTES if self.tail else 0
+        return exchange + self.warpgroups * 4 * squares * _SQUARE_BYTES + _BROADCAST_BYTES + tail
 
     def _stage_bytes(self, kind: WeightKind) -> int:
         activations = 2 * self.batch_tile * 128
@@ -178,13 +186,14 @@ class Tiling:
             "CTAS_PER_SM": self.ctas_per_sm,
             "EARLY_TRIGGER": int(self.early_trigger),
             "REALLOCATE": int(self.reallocate),
+            "TAIL": int(self.tail),
             "SHARED_BYTES": self.shared_bytes(kind),
         }
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """struct Schedule of kernels/hopper_schedule.cuh with the grid it is for."""
+    """struct Schedule of kernels/hopper_schedule.cuh with the grid it is for; `tail`: units of each piece of a tile."""
 
     units_per_tile: int
     row_tiles: int
@@ -192,6 +201,23 @@ class Schedule:
     raster: int
     stream_tiles: int
     grid: int
+    tail: tuple[int, ...] = ()
+
+    @property
+    def tiles(self) -> int:
+        """Output tiles (of a whole team)."""
+        return self.row_tiles * self.batch_tiles
+
+    @property
+    def most_parts(self) -> int:
+        """At most so many stripes and pieces share a tile that has a tail."""
+        return -(-self.grid // self.tiles) + 1 + len(self.tail)
+
+    @property
+    def piece_begins(self) -> list[int]:
+        """First unit of each piece of a tile's tail, then where the last one ends, MOST_PIECES + 1 times in all."""
+        begins = [sum(self.tail[:piece]) for piece in range(len(self.tail) + 1)]
+        return begins + [begins[-1]] * (MOST_PIECES + 1 - len(begins))
 
 
 class Stripes(StrEnum):
@@ -207,9 +233,20 @@ class Stripes(StrEnum):
 
 
 def schedule(
-    tiling: Tiling, M: int, N: int, K: int, ctas: int, raster: int = 8, stripes: Stripes = Stripes.MANY
+    tiling: Tiling,
+    M: int,
+    N: int,
+    K: int,
+    ctas: int,
+    raster: int = 8,
+    stripes: Stripes = Stripes.MANY,
+    tail: tuple[int, ...] = (),
 ) -> Schedule:
-    """The tiles of a product over at most `ctas` CTAs."""
+    """The tiles of a product over at most `ctas` CTAs.
+
+    `tail`: units of the pieces that each tile's lowest part is cut into, for builds that hand them out
+    (kernels/hopper_tail.cuh); of a short K only so many as leave half of a tile to the stripes.
+    """
     units = -(-K // K_MULTIPLE) * K_MULTIPLE // (TILE_K * tiling.stage_tiles)
     row_tiles = -(-N // (tiling.tile_columns * tiling.team))
     batch_tiles = -(-M // tiling.batch_tile)
@@ -222,6 +259,10 @@ def schedule(
     if stripes is Stripes.NONE:
         return Schedule(units, row_tiles, batch_tiles, raster, 0, min(teams, tiles) * tiling.team)
     teams = min(teams, tiles * units)
+    if tiling.tail:
+        kept = tuple(size for piece, size in enumerate(tail) if 2 * sum(tail[: piece + 1]) <= units)
+        teams = min(teams, tiles * (units - sum(kept)))
+        return Schedule(units, row_tiles, batch_tiles, raster, tiles, teams, kept)
     rest = tiles % teams
     if rest == 0:
         striped = 0

@@ -17,7 +17,7 @@ from marlin_bench.cuda_source import source_digest
 from marlin_bench.kernel_launch import kernel_function
 from marlin_bench.layouts.marlin_hopper import HopperWeights, block_bytes, pack
 from marlin_bench.marlin_hopper_choice import Plan, choose
-from marlin_bench.marlin_hopper_config import Schedule, Tiling, WeightKind, k_tiles, strips
+from marlin_bench.marlin_hopper_config import MOST_PIECES, Schedule, Tiling, WeightKind, k_tiles, strips
 from marlin_bench.problem import Format, Problem, int4
 from marlin_bench.quantize import QuantizedWeights
 
@@ -53,6 +53,7 @@ class Workspace:
     """Partial sums and arrival counts of striped tiles (kernels/hopper_reduce.cuh), grown as launches need them.
 
     Launches that may run at the same time need workspaces of their own: one a stream. Counts are zero between launches.
+    With tails (kernels/hopper_tail.cuh) it holds the sums of every part of a tile, a count a tile and one of tickets.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,11 +63,13 @@ class Workspace:
     def reserve(self, schedule: Schedule, tiling: Tiling) -> tuple[Tensor, Tensor]:
         """(sums, arrivals) large enough for one launch; both stay alive as long as the caller holds them."""
         if schedule.stream_tiles:
-            floats = schedule.grid * 2 * tiling.tile_columns * tiling.batch_tile
+            slots = schedule.tiles * schedule.most_parts if tiling.tail else 2 * schedule.grid
+            floats = slots * tiling.tile_columns * tiling.batch_tile
             if self.sums.numel() < floats:
                 self.sums = torch.empty(floats, dtype=torch.float32, device=self.sums.device)
-            if self.arrivals.numel() < schedule.grid:
-                self.arrivals = torch.zeros(schedule.grid, dtype=torch.int32, device=self.arrivals.device)
+            counts = schedule.tiles + 1 if tiling.tail else schedule.grid
+            if self.arrivals.numel() < counts:
+                self.arrivals = torch.zeros(counts, dtype=torch.int32, device=self.arrivals.device)
         return self.sums, self.arrivals
 
 
@@ -117,12 +120,16 @@ class HopperProduct:
             ),
             struct.pack("QQ", sums.data_ptr(), arrivals.data_ptr()),
             struct.pack(
-                "5i",
+                f"{8 + MOST_PIECES + 1}i",
                 schedule.units_per_tile,
                 schedule.row_tiles,
                 schedule.batch_tiles,
                 schedule.raster,
                 schedule.stream_tiles,
+                sum(schedule.tail),
+                len(schedule.tail),
+                schedule.most_parts if tiling.tail else 0,
+                *schedule.piece_begins,
             ),
             struct.pack("i", strips(weights.N)),
             struct.pack("i", k_tiles(K)),

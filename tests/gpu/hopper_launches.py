@@ -7,8 +7,9 @@ compute-sanitizer --tool racecheck --kernel-name kns=marlin_hopper python tests/
 Without the macro racecheck reports bulk copies (UBLKCP) into a stage against the reads (LDS) of that stage the round
 before: lane 0 gives a stage back for its warp, after products that needed all lanes, which racecheck does not follow.
 
-Every way a tile can end: whole, striped over several CTAs, split over a cluster and its warpgroups, activations shared
-by a cluster; batches and columns that no tile divides, more stages of work than the ring holds.
+Every way a tile can end: whole, striped over several CTAs, with a tail that is handed out, split over a cluster and its
+warpgroups, activations shared by a cluster; batches and columns that no tile divides, more stages of work than the ring
+holds.
 """
 
 import sys
@@ -29,6 +30,8 @@ CASES = (
     # M, N, K, plan, bias[, kind of weights]
     (5, 320, 2048, "b8_w2k2_m1_t2_c2_pair_early", False),
     (8, 320, 2048, "b8_w2_m2_t2_s2_p4_acc_early_regs:ctas=3", True),
+    (7, 576, 4096, "b8_w2_m2_t2_s3_p4_acc_early_regs_tail:ctas=5:tail=3.2.1.1", True),
+    (40, 576, 4096, "b32_w2_m2_t2_p4_regs_tail:ctas=7:tail=2.2.1", False),
     (16, 192, 2048, "b16_w2_m1_t2_p4_c2_acc_pair_early", True),
     (7, 704, 2048, "b8_w7_m1_t2_c2_acc_early", False),
     (40, 448, 1024, "b48_w3_m1_t1_p4_c2_early", True),
