@@ -40,12 +40,12 @@ struct Places {
   u32 activations, codes, positions, scales;
 
   __device__ explicit Places(const Position& at) {
-    const int k_block = at.warp_k * kBlocks;
+    const int unit = at.warp_k * kUnits, k_block = unit / 2;
     const int row = at.warp_m * kBatchBlocks * 8 + at.lane % 8;
     const int block = kAVectors + (k_block * kWarpsN + at.warp_n) * kBlockSparseVectors;
-    activations = (row * kARowVectors + k_block * 8 + at.lane / 8) * 16;
-    codes = (block + at.lane) * 16;
-    positions = (block + 2 * kUnitVectors) * 16 + at.lane * 8;
+    activations = (row * kARowVectors + unit * 4 + at.lane / 8) * 16;
+    codes = (block + unit % 2 * kUnitVectors + at.lane) * 16;
+    positions = (block + 2 * kUnitVectors + unit % 2 * kPositionVectors) * 16 + at.lane * 8;
     scales = (kAVectors + kBVectors + k_block / kGroupBlocks * kScaleRowVectors + at.warp_n * 8 + at.group) * 16;
   }
 
@@ -87,16 +87,16 @@ __device__ __forceinline__ void dequantise_product(u32 (&operand)[4], const Weig
   }
 }
 
-constexpr bool kAhead = kBatchBlocks <= 4;  // across units: tall warps have no registers for it
+constexpr bool kAcrossUnits = kAhead && kBatchBlocks <= 4;  // tall warps have no registers for it
 
-// A unit's products. The weights of product j + 1 (of the next unit after the last) are dequantised while the tensor cores
+// A unit's products. The weights of product j + 1 (after the last: of the next unit) are dequantised while the tensor cores
 // work on those of product j (paper 3.4).
 __device__ __forceinline__ void multiply(Sums& sums, bool begins, u32 (&operands)[2][4], const Weights& weights,
                                          const Weights& next, const Activations& activations) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    if (!kAhead && j == 0) dequantise_product(operands[0], weights, 0);
-    if (kAhead || j < 3) dequantise_product(operands[(j + 1) % 2], j < 3 ? weights : next, (j + 1) % 4);
+    if (!kAcrossUnits && j == 0) dequantise_product(operands[0], weights, 0);
+    if (kAcrossUnits || j < 3) dequantise_product(operands[(j + 1) % 2], j < 3 ? weights : next, (j + 1) % 4);
 #pragma unroll
     for (int n = 0; n < kBatchBlocks; ++n) {
       if (j % 2 == 0) {
@@ -121,6 +121,24 @@ __device__ __forceinline__ void add_group(Sums& sums, const Sums& part, const u3
   }
 }
 
+// The products of `k_tiles` tiles, the first of them in `stage`: a unit is loaded, dequantised and multiplied, then the next.
+__device__ __forceinline__ void accumulate_in_turn(Sums& sums, RingReader& reader, int k_tiles, u32 stage,
+                                                   const Places& places) {
+  Weights weights;
+  Activations activations;
+  u32 operands[2][4];
+#pragma unroll 1
+  for (; k_tiles > 0; --k_tiles) {
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) {
+      load_weights(weights, weights, stage, unit, places);
+      load_activations(activations, stage, unit, places);
+      multiply(sums, false, operands, weights, weights, activations);
+    }
+    stage = reader.turn(k_tiles > 1);
+  }
+}
+
 // The products of one segment, summed in registers. A warp whose channels lie beyond N only keeps the ring turning.
 __device__ __forceinline__ void accumulate(Sums& sums, RingReader& reader, int k_tiles, bool computes, const Places& places) {
 #pragma unroll
@@ -130,14 +148,18 @@ __device__ __forceinline__ void accumulate(Sums& sums, RingReader& reader, int k
     for (; k_tiles > 0; --k_tiles) reader.turn(k_tiles > 1);
     return;
   }
-  constexpr int kBuffers = kBatchBlocks <= (BULK_COPIES ? 4 : 2) ? 2 : 1;  // of activations: registers
+  if constexpr (!kAhead) {
+    accumulate_in_turn(sums, reader, k_tiles, stage, places);
+    return;
+  }
+  constexpr int kBuffers = kAhead && kBatchBlocks <= (BULK_COPIES ? 4 : 2) ? 2 : 1;  // of activations: registers
   Sums part;
   Weights weights[2];
   Activations activations[kBuffers];
   u32 operands[2][4];
   load_weights(weights[0], weights[1], stage, 0, places);
   if (kBuffers == 2) load_activations(activations[0], stage, 0, places);
-  if (kAhead) dequantise_product(operands[0], weights[0], 0);
+  if (kAcrossUnits) dequantise_product(operands[0], weights[0], 0);
 #pragma unroll 1
   for (; k_tiles > 0; --k_tiles) {
 #pragma unroll
@@ -231,21 +253,22 @@ marlin_sparse(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte al
 #endif
   wait_for_predecessor();
   const Stripes stripes(K / kTileK, row_tiles * channel_tiles);
-  const Position at;
-  const Places places(at);
+  const Position thread;
+  const Places places(thread);
   const Workspace workspace{partial_sums, arrivals};
-  RingReader reader(ring, at.lane);
+  RingReader reader(ring, thread.lane);
   Sums sums;
   for_each_segment(stripes, [&](const Segment& segment) {
     const TileCoordinates tile = tile_of(segment);
     const Output output{C, bias, M, N, tile.row * kTileM, tile.column * kTileN};
-    const auto write = [&](int u, const OutputVector& sum) { output.write(u, sum, at); };
-    const bool computes = output.channel + at.warp_n * 64 < N;
+    const bool computes = output.channel + thread.warp_n * 64 < N;
     accumulate(sums, reader, segment.k_end - segment.k_begin, computes, places);
+    const Position at = kAhead ? thread : Position();  // sixteen warps have no registers to keep it meanwhile
+    const auto write = [&](int u, const OutputVector& sum) { output.write(u, sum, at); };
     float4* behind_ring = reinterpret_cast<float4*>(shared + kStages * kStageVectors);
     reduce_over_warps(sums, at, behind_ring);
     if (kCluster > 1) {
-      add_in_cluster(sums, behind_ring + kWarpReductionVectors, at, write);
+      add_in_cluster(sums, behind_ring + kWarpReductionVectors, segment, workspace, at, write);
     } else if (segment.slices == 1 || kReductionAblated) {
       for_each_owned(sums, at, write);
     } else if (post_slice(sums, segment, workspace, at)) {

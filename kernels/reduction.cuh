@@ -106,6 +106,19 @@ __device__ inline bool arrive(u64* counter, int slices) {
   }
 }
 
+// Whether this CTA is the last of `slices` to count itself; what they posted before is seen after.
+__device__ __forceinline__ bool comes_last(u64* counter, int slices) {
+  __shared__ bool is_last;
+  sync_computing();
+  if (threadIdx.x == 0) {
+    __threadfence();  // the CTA's sums, which the barrier has ordered before, are seen before its count
+    is_last = arrive(counter, slices);
+    __threadfence();  // the others' counts are seen before their sums are read
+  }
+  sync_computing();
+  return is_last;
+}
+
 // Step 2, first half: posts this slice's sums. True in the CTA that comes last and has to add them up.
 __device__ __forceinline__ bool post_slice(const Sums& sums, const Segment& segment,
                                            const Workspace& workspace, const Position& at) {
@@ -113,15 +126,7 @@ __device__ __forceinline__ bool post_slice(const Sums& sums, const Segment& segm
     float4* to = workspace.vector(segment.place + segment.slice, u, at);
     __stcg(to, mine.low), __stcg(to + kOwners, mine.high);
   });
-  __shared__ bool is_last;
-  sync_computing();
-  if (threadIdx.x == 0) {
-    __threadfence();  // the CTA's sums, which the barrier has ordered before, are seen before its count
-    is_last = arrive(workspace.arrivals + segment.counter, segment.slices);
-    __threadfence();  // the others' counts are seen before their sums are read
-  }
-  sync_computing();
-  return is_last;
+  return comes_last(workspace.arrivals + segment.counter, segment.slices);
 }
 
 // Step 2, second half: the tile's sums, slice after slice, handed vector by vector to `write(u, sum)`.

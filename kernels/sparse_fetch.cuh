@@ -60,8 +60,10 @@ class WeightFetcher {
       cp_async_bulk(to + run * kWarpsN * kRun * 16, from + static_cast<size_t>(run) * strips_ * kRun, across_ * kRun * 16, barrier);
     }
 #else
-#pragma unroll
+    constexpr int kUnrolled = kReallocate ? 1 : 4;  // warps that hand registers on have few
+#pragma unroll kUnrolled
     for (int run = 0; run < kRows; ++run) {
+#pragma unroll kUnrolled
       for (int i = lane_; i < across_ * kRun; i += 32) cp_async_cg(to + (run * kWarpsN * kRun + i) * 16, from + i);
       from += static_cast<size_t>(strips_) * kRun;
     }

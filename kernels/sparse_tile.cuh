@@ -1,11 +1,11 @@
 // The numbers that shape one build of marlin_sparse.cu, all from -D options (marlin_bench/marlin_sparse_config.py):
 //   TILE_M x TILE_N x TILE_K   batch rows, output channels and (dense) k of a CTA's tile
-//   WARPS                      that compute; two or three more fetch
+//   WARPS                      that compute, 8 or 16; two or three more fetch
 //   WARP_ROWS                  most batch rows of a warp: 32, or 64 with the registers of idle warps (sm_90a)
 //   STAGES                     depth of the shared-memory ring
 //   SCALE_ROWS                 scale groups that one k tile touches: 1, or TILE_K / group
 //   BF16                       0 or 1: activations in BF16
-//   CLUSTER                    CTAs that share each tile as a cluster, each a run of K (sm_90a), or 1 for no clusters
+//   CLUSTER                    2 where slices of a tile are the CTAs of clusters (sm_90a), or 1 for no clusters
 //   SCALE_SUMS                 0 or 1: scales are applied to weights, or to the sums of a group
 //   BULK_COPIES                0 or 1: the ring is filled by bulk copies; by default where they exist, from sm_90 on
 //
@@ -25,28 +25,31 @@ constexpr int kCluster = CLUSTER;
 constexpr bool kScaleSums = SCALE_SUMS;
 
 constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
+// Eight are two a scheduler, and a warp loads and dequantises ahead. Sixteen are four a scheduler: three work while one
+// waits, and none has registers for what is ahead.
+constexpr bool kAhead = kWarps == 8;
 // Beside them one warp fetches weights and one or two fetch activations.
 //
-// A warp of 64 rows has 128 sums a lane and needs more registers than eleven warps can have: on sm_90a an idle warp beside
-// the three that fetch makes a warpgroup, which may hand its registers on.
-constexpr bool kReallocate = WARP_ROWS > 32;
+// A warp of 64 rows has 128 sums a lane and needs more registers than eleven warps can have; so do sixteen warps of 24 rows.
+// On sm_90a an idle warp beside the three that fetch makes a warpgroup, which may hand its registers on.
+constexpr bool kReallocate = WARP_ROWS > 32 || kWarps > 8;
 constexpr int kActivationThreads = TILE_M > 8 ? 64 : 32;
 constexpr int kProducerThreads = kReallocate ? 128 : 32 + kActivationThreads;
-constexpr int kProducerRegisters = 56, kComputeRegisters = 224;
+constexpr int kProducerRegisters = kWarps > 8 ? 32 : 56, kComputeRegisters = kWarps > 8 ? 112 : 224;
 constexpr int kWarpsN = kTileN / 64;
 constexpr int kWarpsM = (kTileM + WARP_ROWS - 1) / WARP_ROWS;
 constexpr int kWarpsK = kWarps / (kWarpsN * kWarpsM);
 constexpr int kBatchBlocks = kTileM / 8 / kWarpsM;  // 8-row blocks of a warp
-constexpr int kBlocks = kTileK / 64 / kWarpsK;      // 64x64 blocks of a warp in a tile
+constexpr int kUnits = kTileK / 32 / kWarpsK;       // units of 64 channels x 32 k of a warp in a tile
 static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the batch warps must divide the warps");
 static_assert(kBatchBlocks * 8 * kWarpsM == kTileM, "batch warps share the tile evenly");
-static_assert(kBlocks >= 1 && kBlocks * kWarpsK * 64 == kTileK, "warps that split K get a run of whole blocks each");
+static_assert(kUnits >= 1 && kUnits * kWarpsK * 32 == kTileK, "warps that split K get a run of units each");
+static_assert(!kAhead || kUnits % 2 == 0, "an even number of units lets two register buffers take turns");
 
 // A packed 64x64 block, in 16-byte vectors: codes of two units of 32 k, then their positions (layouts/marlin_sparse.py).
 constexpr int kUnitVectors = 32;                  // codes of 64 channels x 32 k: one vector a lane
 constexpr int kPositionVectors = 16;              // half a vector a lane
 constexpr int kBlockSparseVectors = 2 * (kUnitVectors + kPositionVectors);
-constexpr int kUnits = 2 * kBlocks;               // of a warp in a tile
 constexpr int kGroupBlocks = kTileK / 64 / kScaleRows;  // 64x64 blocks down K that share scales
 constexpr int kGroupUnits = 2 * kGroupBlocks < kUnits ? 2 * kGroupBlocks : kUnits;  // of a warp
 

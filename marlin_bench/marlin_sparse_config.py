@@ -30,8 +30,9 @@ class SparseTile:
     """What a CTA computes at a time: `rows` x `columns` of C, `depth` of dense K.
 
     A warp takes up to 32 rows, `tall` ones 64: each weight is dequantised half as often, but the registers for it must
-    be taken from other warps, which only sm_90a can do. With a `cluster` of 2 the CTAs of every tile are its two halves
-    of K and add up through distributed shared memory, which only sm_90a has.
+    be taken from other warps, which only sm_90a can do; so must those for 16 `warps` that compute, of which more work
+    while one waits. With a `cluster` of 2 a tile's slices are CTAs of clusters, which add up through distributed shared
+    memory (only sm_90a has it); where several clusters share a tile, their sums then go the usual way.
     """
 
     rows: int
@@ -39,17 +40,19 @@ class SparseTile:
     depth: int
     tall: bool = False
     cluster: int = 1
+    warps: int = _WARPS
 
     ctas_per_sm: ClassVar[int] = 1
 
     def __str__(self) -> str:
         cluster = "" if self.cluster == 1 else f"c{self.cluster}"
-        return f"{self.rows}x{self.columns}x{self.depth}{'t' if self.tall else ''}{cluster}"
+        warps = "" if self.warps == _WARPS else f"w{self.warps}"
+        return f"{self.rows}x{self.columns}x{self.depth}{'t' if self.tall else ''}{warps}{cluster}"
 
     @property
     def needs_sm90a(self) -> bool:
         """Whether only sm_90a has what it takes: registers that move between warps, or clusters."""
-        return self.tall or self.cluster > 1
+        return self.tall or self.cluster > 1 or self.warps > _WARPS
 
     @property
     def warp_rows(self) -> int:
@@ -59,7 +62,7 @@ class SparseTile:
     @property
     def warps_k(self) -> int:
         """Warps that split the depth (kernels/sparse_tile.cuh)."""
-        return _WARPS // (self.columns // BLOCK * -(-self.rows // self.warp_rows))
+        return self.warps // (self.columns // BLOCK * -(-self.rows // self.warp_rows))
 
     @property
     def reduction_bytes(self) -> int:
@@ -69,7 +72,7 @@ class SparseTile:
     @property
     def exchange_bytes(self) -> int:
         """Shared memory in which the CTAs of a cluster exchange their sums; it lies behind that of the warps."""
-        return self.sum_bytes if self.cluster > 1 else 0
+        return self.sum_bytes // 2 if self.cluster > 1 else 0
 
     @property
     def sum_bytes(self) -> int:
@@ -79,8 +82,8 @@ class SparseTile:
     @property
     def threads(self) -> int:
         """Threads of a CTA: those that compute, a warp for weights, one or two for activations, maybe an idle one."""
-        fetching = 4 if self.tall else 2 if self.rows == 8 else 3
-        return 32 * (_WARPS + fetching)
+        fetching = 4 if self.tall or self.warps > _WARPS else 2 if self.rows == 8 else 3
+        return 32 * (self.warps + fetching)
 
     @property
     def scale_sums(self) -> bool:
@@ -119,7 +122,7 @@ class SparseBuild:
             "TILE_M": self.tile.rows,
             "TILE_N": self.tile.columns,
             "TILE_K": self.tile.depth,
-            "WARPS": _WARPS,
+            "WARPS": self.tile.warps,
             "WARP_ROWS": self.tile.warp_rows,
             "STAGES": self.stages,
             "SCALE_ROWS": self.operands.scale_rows(self.tile.depth),
@@ -153,7 +156,7 @@ def build_for(tile: SparseTile, operands: Operands, shared_per_block: int) -> Sp
 
 
 def plan_for(build: SparseBuild, M: int, N: int, K: int, ctas: int) -> SparsePlan:
-    """The launch of `build` on at most `ctas` CTAs, never more than there are steps; with clusters on two a tile."""
+    """The launch of `build` on at most `ctas` CTAs, never more than there are steps; clusters: equally many a tile."""
     tile = build.tile
     if K % tile.depth or N % BLOCK:
         raise ConfigError(f"tile {tile} does not divide K {K} by {tile.depth} and N {N} by {BLOCK}")
@@ -162,45 +165,47 @@ def plan_for(build: SparseBuild, M: int, N: int, K: int, ctas: int) -> SparsePla
     if tile.cluster > 1:
         if k_tiles < tile.cluster:
             raise ConfigError(f"tile {tile} needs a K of at least {tile.cluster * tile.depth}, not {K}")
-        return SparsePlan(build, tile.cluster * tiles, sum_bytes=0, counters=0)
+        clusters = max(1, min(ctas // (tile.cluster * tiles), k_tiles // tile.cluster))
+        stripes = Stripes(k_tiles, tiles, tile.cluster * tiles * clusters)
+        if clusters == 1:
+            return SparsePlan(build, stripes.ctas, sum_bytes=0, counters=0)
+        return SparsePlan(build, stripes.ctas, stripes.places * tile.sum_bytes, tile.cluster * tiles)
     stripes = Stripes(k_tiles, tiles, min(ctas, tiles * k_tiles))
     return SparsePlan(build, stripes.ctas, stripes.places * tile.sum_bytes, stripes.striped_tiles)
 
 
 TILES = (
-    SparseTile(8, 256, 256),
-    SparseTile(8, 256, 128),
-    SparseTile(8, 512, 64),
-    SparseTile(8, 128, 256),
-    SparseTile(16, 512, 128),
-    SparseTile(16, 256, 256),
-    SparseTile(16, 256, 128),
-    SparseTile(16, 512, 64),
-    SparseTile(16, 128, 256),
-    SparseTile(32, 512, 128),
-    SparseTile(32, 256, 128),
-    SparseTile(32, 512, 64),
-    SparseTile(32, 128, 256),
+    *(SparseTile(8, *shape) for shape in ((512, 128), (256, 256), (256, 128), (512, 64), (128, 256))),
+    *(SparseTile(16, *shape) for shape in ((512, 128), (256, 256), (256, 128), (512, 64), (128, 256))),
+    *(SparseTile(24, *shape) for shape in ((512, 128), (256, 256), (256, 128), (512, 64), (128, 256))),
+    *(SparseTile(24, *shape, warps=16) for shape in ((512, 128), (256, 256))),
+    *(SparseTile(32, *shape) for shape in ((512, 128), (256, 128), (512, 64), (128, 256))),
     SparseTile(48, 512, 64, tall=True),
     SparseTile(64, 512, 64, tall=True),
     SparseTile(64, 256, 64),
     SparseTile(64, 256, 128),
     SparseTile(64, 128, 128),
-    SparseTile(8, 128, 256, cluster=2),
-    SparseTile(16, 128, 256, cluster=2),
-    SparseTile(16, 64, 512, cluster=2),
+    *(SparseTile(rows, 128, 256, cluster=2) for rows in (8, 16, 24, 32)),
+    *(SparseTile(rows, 64, 512, cluster=2) for rows in (16, 24, 32)),
+    *(SparseTile(rows, 256, 256, cluster=2) for rows in (8, 16)),
+    SparseTile(24, 256, 256, cluster=2, warps=16),
+    SparseTile(32, 256, 128, cluster=2),
+    *(SparseTile(rows, 512, 128, cluster=2) for rows in (16, 32)),
+    SparseTile(24, 512, 128, cluster=2, warps=16),
 )
 """Every tile that a launch may be given."""
 
 
 _BY_NAME = {str(tile): tile for tile in TILES}
-_LARGEST_CLUSTERED_M = 16
 _LARGEST_SHORT_M = 32
+_SHORT_ROWS = (8, 16, 24, 32)
 _FEW_BLOCKS, _MANY_BLOCKS, _MOST_BLOCKS = 60, 200, 1000
 """64×64 blocks of weights an SM from which tiles that fewer CTAs read beat tiles that fewer CTAs share (H200)."""
 
+_NARROW = 128  # columns
+
 _EVEN_SHARE = 0.9
-"""Share of the SMs that clusters must fill: they are two CTAs a tile and cannot be spread over more (H200)."""
+"""Share of the SMs that clusters must fill: they are equally many a tile and cannot be spread over more (H200)."""
 
 _SHARE_WITHOUT_SLICES = 0.65
 """Share of the SMs that suffices for up to 32 rows where each CTA then has one whole tile and no sums to share.
@@ -237,38 +242,61 @@ def _blocks_an_sm(N: int, K: int, sm_count: int) -> float:
     return (N / BLOCK) * (K / BLOCK) / sm_count
 
 
-def _clusters(M: int, N: int, blocks: float, sm_count: int) -> tuple[str, ...]:
-    """A tile of two CTAs for up to 16 rows of a layer of few blocks, where such tiles fill the SMs, or nothing.
+def _one_cta_a_tile(tiles: int, sm_count: int) -> bool:
+    """Whether so many tiles of few rows are best left whole."""
+    return _SHARE_WITHOUT_SLICES * sm_count <= tiles <= sm_count
+
+
+def _clusters(rows: int, N: int, blocks: float, sm_count: int) -> tuple[str, ...]:
+    """A tile of clusters for up to 32 rows, where such tiles fill the SMs, or nothing (measured on an H200).
 
     Up to 8 rows of the smallest layers half the SMs do: the next launch fetches its weights on the other half.
     """
-    if M > _LARGEST_CLUSTERED_M or blocks >= _MANY_BLOCKS:
-        return ()
-    rows = 8 if M <= 8 else 16
-    if _EVEN_SHARE <= 2 * -(-N // 128) / sm_count <= 1:
+
+    def fill(columns: int, most_clusters: int) -> bool:
+        pairs = 2 * -(-N // columns)
+        ctas = pairs * min(most_clusters, sm_count // pairs)
+        return ctas >= _EVEN_SHARE * sm_count
+
+    if blocks < _MANY_BLOCKS and fill(128, 1):
         return (f"{rows}x128x256c2",)
-    if blocks < _FEW_BLOCKS and _EVEN_SHARE <= 2 * -(-N // 64) / sm_count <= 1:
-        return ("8x128x256c2",) if rows == 8 else ("16x64x512c2",)
+    if blocks < _FEW_BLOCKS:
+        narrowest = "8x128x256c2" if rows == 8 else f"{rows}x64x512c2"
+        return (narrowest,) if fill(64, 1) else ()
+    if blocks >= _MANY_BLOCKS and fill(256, 2):
+        return (f"{rows}x256x128c2",) if rows == 32 else (f"{rows}x256x256{'w16' if rows == 24 else ''}c2",)
+    if rows > 8 and _one_cta_a_tile(-(-N // 256), sm_count):
+        return (f"{rows}x512x128{'w16' if rows == 24 else ''}c2",)  # as many CTAs, but half as many read a row
     return ()
 
 
-def _preferred(M: int, blocks: float, even_when_narrow: bool) -> tuple[str, ...]:
-    """Names of tiles, the best first; whether they fit K and the device is checked after (measured on an H200).
+def _preferred_short(rows: int, N: int, blocks: float, sm_count: int, even_when_narrow: bool) -> tuple[str, ...]:
+    """Names of tiles for up to 32 rows, the best first, none of clusters."""
+    if blocks < _FEW_BLOCKS or (rows > 16 and even_when_narrow and blocks < _MANY_BLOCKS):
+        wide: tuple[str, ...] = (f"{rows}x128x256",)
+    elif _one_cta_a_tile(-(-N // 512), sm_count):
+        wide = ("32x512x64",) if rows == 32 else (f"{rows}x512x128w16", f"{rows}x512x128")
+    elif rows > 8 and blocks >= _MOST_BLOCKS:
+        wide = (f"{rows}x512x128w16", f"{rows}x512x128")
+    else:
+        wide = ()
+    return (*wide, f"{rows}x256x256w16", f"{rows}x256x256", f"{rows}x256x128", f"{rows}x512x64")
+
+
+def _preferred(M: int, N: int, blocks: float, sm_count: int, even_when_narrow: bool) -> tuple[str, ...]:
+    """Names of tiles, the best first; whether they exist and fit K and the device is checked after (H200).
 
     `even_when_narrow`: tiles of 128 columns can be cut into equal slices on nearly all SMs.
     """
-    if M > _LARGEST_SHORT_M:
-        rows = min((48, 64), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
-        if blocks * -(-M // 64) >= _MANY_BLOCKS:
-            return (f"{rows}x512x64t", "64x512x64t", "64x256x128", "64x256x64", "64x128x128")
-        short = ("64x128x128", "64x256x64") if even_when_narrow else ("64x256x64", "64x128x128")
-        return (*short, "64x512x64t")
-    rows = 8 if M <= 8 else 16 if M <= 16 else 32
-    wide, narrow = f"{rows}x512x128", f"{rows}x128x256"
-    middle = (f"{rows}x256x256", f"{rows}x256x128", f"{rows}x512x64")[rows == 32 :]
-    if blocks < _FEW_BLOCKS or (rows == 32 and even_when_narrow and blocks < _MANY_BLOCKS):
-        return (narrow, *middle)
-    return (wide, *middle) if blocks >= _MOST_BLOCKS else middle
+    if M <= _LARGEST_SHORT_M:
+        rows = min(rows for rows in _SHORT_ROWS if rows >= M)
+        short = _preferred_short(rows, N, blocks, sm_count, even_when_narrow)
+        return (*_clusters(rows, N, blocks, sm_count), *short)
+    rows = min((48, 64), key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
+    if blocks * -(-M // 64) >= _MANY_BLOCKS:
+        return (f"{rows}x512x64t", "64x512x64t", "64x256x128", "64x256x64", "64x128x128")
+    short = ("64x128x128", "64x256x64") if even_when_narrow else ("64x256x64", "64x128x128")
+    return (*short, "64x512x64t")
 
 
 def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMachine) -> SparseBuild:
@@ -277,7 +305,7 @@ def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMach
     narrow_tiles = -(-N // 128)
     even = narrow_tiles * max(1, machine.sm_count // narrow_tiles)
     even_when_narrow = _EVEN_SHARE * machine.sm_count <= even <= machine.sm_count
-    for name in (*_clusters(M, N, blocks, machine.sm_count), *_preferred(M, blocks, even_when_narrow)):
+    for name in _preferred(M, N, blocks, machine.sm_count, even_when_narrow):
         tile = _BY_NAME.get(name)
         if tile is None or K % (tile.depth * tile.cluster) or (tile.needs_sm90a and not machine.is_sm90a):
             continue
@@ -293,7 +321,9 @@ def choose_build(operands: Operands, M: int, N: int, K: int, machine: SparseMach
 def suitable_grid(tile: SparseTile, M: int, N: int, sm_count: int) -> int:
     """CTAs for a problem: as for the dense kernel, but for few rows also one CTA a tile on two thirds of the SMs."""
     tiles = -(-M // tile.rows) * -(-N // tile.columns)
-    if M <= _LARGEST_SHORT_M and _SHARE_WITHOUT_SLICES * sm_count <= tiles <= sm_count:
+    if tile.cluster > 1 and tile.columns <= _NARROW:
+        return tile.cluster * tiles  # of small layers: more clusters a tile cost more than they save
+    if M <= _LARGEST_SHORT_M and _one_cta_a_tile(tiles, sm_count):
         return tiles
     return suitable_ctas(tile, M, N, sm_count)
 

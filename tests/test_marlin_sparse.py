@@ -134,8 +134,8 @@ def test_gpus_before_ampere_are_refused():
 
 
 @pytest.mark.parametrize("machine", [A100, RTX_3090, H200])
-@pytest.mark.parametrize("M", [1, 8, 9, 16, 17, 33, 64, 65, 100, 1000, 65536])
-@pytest.mark.parametrize(("N", "K"), [(64, 64), (512, 192), (4096, 4096), (18432, 73728)])
+@pytest.mark.parametrize("M", [1, 8, 9, 16, 17, 24, 25, 33, 64, 65, 100, 1000, 65536])
+@pytest.mark.parametrize(("N", "K"), [(64, 64), (512, 192), (4096, 4096), (8192, 28672), (28672, 8192), (18432, 73728)])
 def test_every_supported_shape_has_a_build_that_fits(machine, M, N, K):
     build = choose_build(Operands(None), M, N, K, machine)
     assert build.shared_bytes + 512 <= machine.shared_per_block
@@ -150,14 +150,30 @@ def test_every_supported_shape_has_a_build_that_fits(machine, M, N, K):
         (1, 8192, 8192, "8x128x256c2"),
         (8, 8192, 2048, "8x128x256c2"),
         (16, 8192, 8192, "16x128x256c2"),
+        (17, 8192, 8192, "24x128x256c2"),
+        (24, 8192, 8192, "24x128x256c2"),
+        (25, 8192, 8192, "32x128x256c2"),
         (1, 4096, 4096, "8x128x256c2"),
         (16, 4096, 4096, "16x64x512c2"),
         (16, 4096, 4352, "16x128x256"),  # K is no multiple of twice 512
+        (20, 4096, 4096, "24x64x512c2"),
+        (1, 8192, 28672, "8x256x256c2"),  # two clusters a tile
+        (16, 16384, 8192, "16x256x256c2"),
+        (20, 8192, 28672, "24x256x256w16c2"),
+        (32, 8192, 28672, "32x256x128c2"),
         (1, 18432, 73728, "8x256x256"),
         (1, 18432, 73664, "8x512x64"),  # K is a multiple of 64 alone
         (16, 18432, 73728, "16x512x128"),
-        (16, 28672, 8192, "16x256x256"),
-        (17, 8192, 8192, "32x128x256"),
+        (24, 18432, 73728, "24x512x128w16"),
+        (24, 18432, 73664, "24x512x64"),
+        (1, 28672, 8192, "8x256x256"),
+        (16, 28672, 8192, "16x512x128c2"),
+        (24, 28672, 8192, "24x512x128w16c2"),
+        (32, 28672, 8192, "32x512x128c2"),
+        (1, 57344, 8192, "8x512x128"),  # a tile each, and every row of activations for 512 columns at a time
+        (24, 57344, 8192, "24x512x128w16"),
+        (32, 57344, 8192, "32x512x64"),
+        (24, 10240, 8192, "24x256x256w16"),
         (32, 10240, 8192, "32x256x128"),  # 80 narrow tiles cannot be cut evenly
         (64, 10240, 8192, "64x256x64"),
         (64, 8192, 8192, "64x128x128"),
@@ -180,14 +196,17 @@ def test_tiles_and_clusters_are_chosen_as_they_fill_an_h200(M, N, K, tile):
         ("8x256x256", 1, 10240, 120),  # three equal slices of 40 tiles
         ("8x256x256", 1, 18432, 132),
         ("64x256x64", 64, 28672, 132),
+        ("8x512x128", 1, 57344, 112),
+        ("8x128x256c2", 1, 4096, 64),  # narrow tiles: one cluster each
+        ("8x256x256c2", 1, 8192, 128),
     ],
 )
 def test_whole_tiles_on_most_sms_beat_slices_on_all_of_them(tile, M, N, ctas):
     assert suitable_grid(tile_named(tile), M, N, 132) == ctas
 
 
-@pytest.mark.parametrize("M", [1, 16, 32])
-@pytest.mark.parametrize(("N", "K"), [(4096, 4096), (8192, 8192), (28672, 8192), (18432, 73728)])
+@pytest.mark.parametrize("M", [1, 16, 24, 32])
+@pytest.mark.parametrize(("N", "K"), [(4096, 4096), (8192, 8192), (28672, 8192), (57344, 8192), (18432, 73728)])
 def test_a_short_ring_leaves_no_room_for_the_next_launch(M, N, K):
     build = choose_build(Operands(128), M, N, K, H200)
     assert build.stages >= 3
@@ -210,9 +229,22 @@ def test_a_cluster_is_two_ctas_a_tile_and_its_exchange_lies_in_shared_memory():
     plan = plan_for(build, 16, 8192, 8192, 132)
     assert (plan.ctas, plan.sum_bytes, plan.counters) == (2 * 8192 // 128, 0, 0)
     apart = replace(build, tile=tile_named("16x128x256"))
-    assert build.shared_bytes - apart.shared_bytes == 16 * 128 * 4
+    assert build.shared_bytes - apart.shared_bytes == 16 * 128 * 4 // 2
     with pytest.raises(ConfigError, match="at least 512"):
         plan_for(build, 16, 8192, 256, 132)
+
+
+@pytest.mark.parametrize(
+    ("K", "ctas", "clusters"),
+    [(28672, 128, 2), (28672, 132, 2), (28672, 64, 1), (28672, 2, 1), (1024, 1000, 2)],  # 1024: four k tiles
+)
+def test_several_clusters_share_a_tile_where_there_are_ctas_and_k_enough(K, ctas, clusters):
+    build = choose_build(Operands(128), 16, 8192, 28672, H200)
+    plan = plan_for(build, 16, 8192, K, ctas)
+    assert plan.ctas == 32 * 2 * clusters
+    assert plan.counters == (0 if clusters == 1 else 2 * 32)  # each half of a tile is added up by itself
+    # every slice has a place, and a place holds a whole tile
+    assert plan.sum_bytes == 0 if clusters == 1 else plan.sum_bytes >= 32 * clusters * 16 * 256 * 4
 
 
 def test_tile_names_are_unique_and_unknown_ones_are_refused():
@@ -227,6 +259,15 @@ def test_tile_names_are_unique_and_unknown_ones_are_refused():
 def test_the_kernel_compiles_without_spills(arch, bf16):
     build = build_for(tile_named("32x512x128"), Operands(64, bf16=bf16), H200.shared_per_block)
     assert compile_cubin("marlin_sparse", arch, build.defines).resources[0].spill_bytes == 0
+
+
+@pytest.mark.parametrize("bulk_copies", [0, 1])
+def test_sixteen_warps_have_registers_enough(bulk_copies):
+    """Without bulk copies, as racecheck wants it, the warps that fetch need most."""
+    build = build_for(tile_named("24x256x256w16c2"), Operands(64, bf16=True), H200.shared_per_block)
+    defines = {**build.defines, "BULK_COPIES": bulk_copies}
+    assert compile_cubin("marlin_sparse", "sm_90a", defines).resources[0].spill_bytes == 0
+    assert build.tile.needs_sm90a
 
 
 def test_a_layer_with_a_mask_goes_to_the_sparse_kernel_and_one_without_does_not():

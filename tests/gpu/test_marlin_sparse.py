@@ -60,13 +60,13 @@ def test_tiles_of_the_originals_tests(M):
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
-@pytest.mark.parametrize("M", [1, 16, 70])
+@pytest.mark.parametrize("M", [1, 16, 23, 70])
 def test_every_tile_serves_every_row_count(tile, M):
     skip_unless_it_runs(tile)
     Case(M, layer(1024, 512), choice={"tile": str(tile)}).check()
 
 
-@pytest.mark.parametrize("M", [*range(1, 18), 31, 32, 33, 48, 49, 63, 64, 65, 97, 127, 128, 129, 255, 256])
+@pytest.mark.parametrize("M", [*range(1, 26), 31, 32, 33, 48, 49, 63, 64, 65, 97, 127, 128, 129, 255, 256])
 def test_ragged_row_counts(M):
     Case(M, layer(1024, 768)).check()
 
@@ -207,9 +207,11 @@ def test_any_grid_gives_the_product_and_the_same_bits_each_time(ctas, M):
 
 
 @pytest.mark.parametrize("tile", [tile for tile in TILES if tile.cluster > 1], ids=str)
-@pytest.mark.parametrize(("M", "K", "N"), [(5, 1536, 320), (40, 1024, 4096), (130, 2560, 64)])
+@pytest.mark.parametrize(
+    ("M", "K", "N"), [(5, 1536, 320), (23, 2048, 192), (24, 8192, 1088), (40, 1024, 4096), (130, 2560, 64)]
+)
 def test_clusters_give_the_product_and_the_same_bits_each_time(tile, M, K, N):
-    """Halves of unequal length, channels beyond N, more clusters than fit at once."""
+    """Slices of unequal length, channels beyond N, several clusters a tile, more clusters than fit at once."""
     skip_unless_it_runs(tile)
     Case(M, layer(K, N), choice={"tile": str(tile)}, bias=True).check_again_and_again(20)
 
@@ -219,10 +221,13 @@ def test_200_calls_without_resetting_anything(M):
     Case(M, layer(4096, 4096)).check_again_and_again(200)
 
 
-@pytest.mark.parametrize(("K", "N", "slices"), [(2048, 8192, 2), (4096, 4096, 4)])
-def test_what_a_dead_launch_left_in_the_workspace_changes_nothing(K, N, slices):
-    choice = {"tile": "16x128x256", "ctas": str(slices * N // 128)}
-    Case(16, layer(K, N), choice=choice).check_on_any_workspace(1, -1)
+@pytest.mark.parametrize(
+    ("tile", "K", "N", "ctas"),
+    [("16x128x256", 2048, 8192, 128), ("16x128x256", 4096, 4096, 128), ("16x512x128c2", 4096, 4096, 128)],
+)
+def test_what_a_dead_launch_left_in_the_workspace_changes_nothing(tile, K, N, ctas):
+    skip_unless_it_runs(tile_named(tile))
+    Case(16, layer(K, N), choice={"tile": tile, "ctas": str(ctas)}).check_on_any_workspace(1, -1)
 
 
 @pytest.mark.parametrize("M", [1, 64])
