@@ -23,8 +23,8 @@ __device__ __forceinline__ void leave_cluster() {
 
 // Adds the other CTA's sums to the vectors that this one keeps, and those of the other clusters that share the tile, and
 // hands them to `write(u, sum)`. `exchange`: kTileM x kTileN / 2 floats of shared memory that nothing else uses. Of vectors
-// 2i and 2i + 1 each CTA keeps one.
-template <typename Write>
+// 2i and 2i + 1 each CTA keeps one. Without `kSeveral` a tile has one cluster.
+template <bool kSeveral, typename Write>
 __device__ __forceinline__ void add_in_cluster(const Sums& sums, float4* exchange, const Segment& segment,
                                                const Workspace& workspace, const Position& at, const Write& write) {
   const u32 rank = cluster_ctarank();
@@ -39,7 +39,7 @@ __device__ __forceinline__ void add_in_cluster(const Sums& sums, float4* exchang
   });
   barrier_cluster_arrive();
   barrier_cluster_wait();
-  const int clusters = segment.slices / CLUSTER;
+  const int clusters = kSeveral ? segment.slices / CLUSTER : 1;  // that share the tile
   for_each_owned(sums, at, [&](int u, const OutputVector& mine) {
     if (!is_mine(u)) return;
     const float4* from = exchange + u / 2 * 2 * kOwners + writer;
@@ -76,7 +76,7 @@ __device__ __forceinline__ void add_in_cluster(const Sums& sums, float4* exchang
 
 __device__ __forceinline__ void announce_to_cluster() {}
 __device__ __forceinline__ void leave_cluster() {}
-template <typename Write>
+template <bool kSeveral, typename Write>
 __device__ __forceinline__ void add_in_cluster(const Sums&, float4*, const Segment&, const Workspace&, const Position&,
                                                const Write&) {}
 

@@ -1,5 +1,5 @@
 // A stage of a ring of dense weights, in 16-byte vectors: activations, weights, scales, zero points. The header of the tile,
-// which comes first (tile.cuh or ring_tile.cuh), says kWarpsN.
+// which comes first (tile.cuh or ring_tile.cuh), says kWarpsN and kStageLine, whose multiples stages are.
 #pragma once
 #include "build.cuh"
 
@@ -9,4 +9,5 @@ constexpr int kAVectors = kTileM * kARowVectors;
 constexpr int kBVectors = (kTileK / 64) * kWarpsN * kBlockVectors;
 constexpr int kZeroRowVectors = kTileN / 32;
 constexpr int kZeroVectors = kZeros ? kScaleRows * kZeroRowVectors : 0;
-constexpr int kStageVectors = kAVectors + kBVectors + kScaleVectors + kZeroVectors;
+constexpr int kStageLines = (kAVectors + kBVectors + kScaleVectors + kZeroVectors + kStageLine - 1) / kStageLine;
+constexpr int kStageVectors = kStageLines * kStageLine;

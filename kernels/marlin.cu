@@ -28,7 +28,7 @@
 __device__ __forceinline__ void load_fragments(Fragments& fragments, const uint4* stage, int step, const Position& at) {
   const int k_block = step * kWarpsK + at.warp_k;
   const int row = at.warp_m * kRowBlocks * 8 + operand_row(at.lane);
-  load_rows(fragments.rows, shared_address(stage + swizzle<kARowVectors>(row, 2 * k_block + operand_half(at.lane))));
+  load_rows<kARowVectors>(fragments.rows, shared_address(stage + swizzle<kARowVectors>(row, 2 * k_block + operand_half(at.lane))));
   const uint4* weights = stage + kAVectors;
   fragments.codes = weights[(k_block / 4 * kWarpsN + at.warp_n) * kBlockVectors + k_block % 4 * kStripVectors + at.lane];
   const int place = k_block * kScaleRows / (kTileK / 16) * kScaleRowVectors + at.warp_n * 8 + at.group;

@@ -14,12 +14,13 @@
 #include "ring_fetch.cuh"
 #include "ring_tile.cuh"
 // These work on what the headers above say a tile is.
+#include "cluster_reduction.cuh"
 #include "products.cuh"
 #include "reduction.cuh"
 #include "stripes.cuh"
 
 // Where a lane reads in a stage: bytes from its beginning. Steps are constants further on; only the swizzle of activations
-// turns, and comes back after 128 bytes.
+// turns, and comes back with the next panel.
 struct Places {
   static constexpr int kTurns = kSteps * kStepBlocks < 4 ? kSteps : kStepBlocks < 4 ? 4 / kStepBlocks : 1;
   u32 rows[kTurns];
@@ -30,14 +31,15 @@ struct Places {
     const int row = at.warp_m * kRowBlocks * 8 + operand_row(at.lane), half = operand_half(at.lane);
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      rows[turn] = swizzle<kARowVectors>(row, 2 * (k_block + turn * kStepBlocks) + half) * 16;
+      const int block = k_block + turn * kStepBlocks;
+      rows[turn] = (block / 4 * kPanelVectors + swizzle<8>(row, 2 * (block % 4) + half)) * 16;
     }
     codes = (kAVectors + (k_block / 4 * kWarpsN + at.warp_n) * kBlockVectors + k_block % 4 * kStripVectors + at.lane) * 16;
     scales = (kAVectors + kBVectors + scale_row * kScaleRowVectors + at.warp_n * 8) * 16;
     zeros = (kAVectors + kBVectors + kScaleVectors) * 16 + (scale_row * kScaleRowVectors + at.warp_n * 8 + at.group) * 4;
   }
 
-  static __device__ constexpr int rows_after(int step) { return step / kTurns * 128; }
+  static __device__ constexpr int rows_after(int step) { return step / kTurns * (kTurns * kStepBlocks / 4) * kPanelVectors * 16; }
   static __device__ constexpr int codes_after(int step) {
     return (step * kStepBlocks / 4 * kWarpsN * kBlockVectors + step * kStepBlocks % 4 * kStripVectors) * 16;
   }
@@ -69,7 +71,7 @@ __device__ __forceinline__ void load_fragments(Fragments& fragments, const Fragm
   } else {
     fragments.factors = before.factors;
   }
-  load_rows(fragments.rows, stage + places.rows[step % Places::kTurns] + Places::rows_after(step));
+  load_rows<8>(fragments.rows, stage + places.rows[step % Places::kTurns] + Places::rows_after(step));
 }
 
 // sums += scale · part, a group's sums of codes.
@@ -98,6 +100,7 @@ __device__ __forceinline__ void accumulate(Sums& sums, RingReader& reader, int k
   Fragments fragments[2];
   WordWeights weights[2];
   u32 stage = reader.begin();
+  bool full = false;  // the next stage, as far as known
   load_fragments(fragments[0], fragments[1], stage, 0, places, at);
   dequantise_first(weights[0], fragments[0]);
 #pragma unroll 1
@@ -108,7 +111,8 @@ __device__ __forceinline__ void accumulate(Sums& sums, RingReader& reader, int k
       const bool group_ends = (step + 1) % kGroupSteps == 0;
       uint4 scales;
       if (kScaleSums && group_ends) scales = load_scales(stage, step, at.group, places);
-      if (step == kSteps - 1) stage = reader.turn(k_tiles > 1);
+      if (kTall && step == kSteps - 2) full = reader.next_is_full();
+      if (step == kSteps - 1) stage = reader.turn(k_tiles > 1, full);
       if (step < kSteps - 1 || k_tiles > 1) {
         load_fragments(next, fragments[step % 2], stage, (step + 1) % kSteps, places, at);
       }
@@ -151,15 +155,19 @@ marlin_ring(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte alig
             Scalar* __restrict__ C,            // [M, N] row major
             float4* partial_sums,              // [striped tiles + CTAs][kTileM · kTileN / 4]
             u64* arrivals,                     // [striped tiles]
-            int M, int N, int K, int group_shift) {
-  extern __shared__ uint4 shared[];  // the ring, then what warps that split K exchange
-  const Operands operands{A, W, scales, zeros, M, N, K, group_shift};
+            int M, int N, int K, int group_shift,
+            const __grid_constant__ TensorMap activation_map) {  // of A as (64, M, K / 64), for tall tiles
+  // The ring, then what warps that split K exchange, then what a cluster does. Bulk copies to places off 128 bytes are slow:
+  // with stages that began 80 bytes off a line 73728 x 18432 at M = 1 took an H200 213 us, and takes 172.
+  extern __shared__ __align__(kStageLine * 16) uint4 shared[];
+  const Operands operands{A, &activation_map, W, scales, zeros, M, N, K, group_shift};
   const int row_tiles = (M + kTileM - 1) / kTileM, column_tiles = (N + kTileN - 1) / kTileN;
   const auto tile_of = [&](const Segment& segment) { return tile_coordinates(segment.tile, row_tiles, column_tiles); };
   __shared__ u64 barriers[2 * kStages];
   const Ring ring(shared, barriers);
   if (threadIdx.x == 0) ring.initialize(kFullArrivals);
   __syncthreads();
+  announce_to_cluster();
   launch_dependents();
 
   if (threadIdx.x >= kThreads) {
@@ -175,7 +183,7 @@ marlin_ring(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte alig
         fetcher.aim(tile_of(segment).column * kTileN, segment.k_begin);
         fill(ring, cursor, fetcher, segment);
       });
-    } else if (role <= 2) {
+    } else if (role <= ActivationFetcher::kWarps) {
       wait_for_predecessor();  // weights do not depend on it, activations may
       ActivationFetcher fetcher(operands);
       for_each_segment(stripes, [&](const Segment& segment) {
@@ -183,6 +191,7 @@ marlin_ring(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte alig
         fill(ring, cursor, fetcher, segment);
       });
     }
+    leave_cluster();
     return;
   }
 
@@ -202,8 +211,11 @@ marlin_ring(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte alig
     const Output output{C, bias, unit_of_sums, M, N, tile.row * kTileM, tile.column * kTileN};
     const auto write = [&](int u, const OutputVector& sum) { output.write(u, sum, at); };
     accumulate(sums, reader, segment.k_end - segment.k_begin, places, at);
-    reduce_over_warps<kExchange>(sums, at, reinterpret_cast<float4*>(shared + kStages * kStageVectors));
-    if (segment.slices == 1 || kReductionAblated) {
+    float4* behind_ring = reinterpret_cast<float4*>(shared + kStages * kStageVectors);
+    reduce_over_warps<kExchange>(sums, at, behind_ring);
+    if (CLUSTER > 1) {
+      add_in_cluster<false>(sums, behind_ring + kExchangeVectors, segment, workspace, at, write);
+    } else if (segment.slices == 1 || kReductionAblated) {
       for_each_owned(sums, at, write);
     } else if (post_slice(sums, segment, workspace, at)) {
       add_slices(segment, workspace, at, write);

@@ -268,7 +268,7 @@ marlin_sparse(const Scalar* __restrict__ A,      // [M, K] row major, 16-byte al
     float4* behind_ring = reinterpret_cast<float4*>(shared + kStages * kStageVectors);
     reduce_over_warps(sums, at, behind_ring);
     if (kCluster > 1) {
-      add_in_cluster(sums, behind_ring + kWarpReductionVectors, segment, workspace, at, write);
+      add_in_cluster<true>(sums, behind_ring + kWarpReductionVectors, segment, workspace, at, write);
     } else if (segment.slices == 1 || kReductionAblated) {
       for_each_owned(sums, at, write);
     } else if (post_slice(sums, segment, workspace, at)) {

@@ -1,6 +1,6 @@
 // A warp's step: 64 columns and 16 k of weights times its rows, weights on the left.
 //
-// The header of the tile, which comes first (tile.cuh or ring_tile.cuh), says Type, kRowBlocks, kARowVectors, kZeros, and
+// The header of the tile, which comes first (tile.cuh or ring_tile.cuh), says Type, kRowBlocks, kZeros, and
 // kScaleSums: a group's sums are scaled, not its weights.
 #pragma once
 #include "codes.cuh"
@@ -57,9 +57,10 @@ __device__ __forceinline__ u32 dequantised(const uint4& codes, const Factors& fa
 __device__ __forceinline__ int operand_row(int lane) { return lane / 16 * 8 + lane % 8; }
 __device__ __forceinline__ int operand_half(int lane) { return lane / 8 % 2; }
 
-// `from`: this lane's vector of the first operand.
+// `from`: this lane's vector of the first operand; rows are kRowVectors apart.
+template <int kRowVectors>
 __device__ __forceinline__ void load_rows(Rows& rows, u32 from) {
-  constexpr int kDown = 8 * kARowVectors * 16;
+  constexpr int kDown = 8 * kRowVectors * 16;
 #pragma unroll
   for (int m = 0; m + 1 < kRowBlocks; m += 2) {
     u32 two[4];

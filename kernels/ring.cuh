@@ -51,6 +51,7 @@ class Ring {
   __device__ __forceinline__ void wait_full(Cursor cursor) const { wait(full(cursor), cursor.phase); }
   // The first round finds every stage empty: a wait for the phase before the first one returns at once.
   __device__ __forceinline__ void wait_empty(Cursor cursor) const { wait(empty_ + 8 * cursor.stage, cursor.phase ^ 1); }
+  __device__ __forceinline__ bool is_full(Cursor cursor) const { return mbarrier_test_wait_parity(full(cursor), cursor.phase); }
   // By a whole warp, once it has read the stage.
   __device__ __forceinline__ void release(Cursor cursor, int lane) const {
     __syncwarp();
@@ -93,11 +94,18 @@ class RingReader {
     return ring_.stage(cursor_);
   }
 
-  // This stage is read; turns to the next one, if there are `more` in this segment.
-  __device__ __forceinline__ u32 turn(bool more) {
+  // Whether the next stage is full already; does not wait. Asked for early, the answer costs no time.
+  __device__ __forceinline__ bool next_is_full() const {
+    Cursor next = cursor_;
+    next.advance();
+    return ring_.is_full(next);
+  }
+
+  // This stage is read; turns to the next one, if there are `more` in this segment. `full`: that one is known to be.
+  __device__ __forceinline__ u32 turn(bool more, bool full = false) {
     ring_.release(cursor_, lane_);
     cursor_.advance();
-    if (more) ring_.wait_full(cursor_);
+    if (more && !full) ring_.wait_full(cursor_);
     return ring_.stage(cursor_);
   }
 

@@ -6,6 +6,7 @@
 //   BF16, ZEROS                0 or 1: activations in BF16, weights with 4-bit zero points
 //   CTAS_PER_SM                how many are meant to share an SM
 //   SCALE_SUMS                 0 or 1: scales are applied to weights, or to the sums of a group
+//   CLUSTER                    2 where the two CTAs of a cluster share a tile, half of K each (cluster_reduction.cuh); else 1
 //
 // Warp layout (paper 3.4 "Warp Layout"): kWarps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 columns and up to 72 rows; the
 // warps left over split K inside the tile and are added up at its end (reduction.cuh).
@@ -15,9 +16,11 @@
 #include "build.cuh"
 
 constexpr bool kScaleSums = SCALE_SUMS;
+// Measured on an H200 for more than 32 rows: activations by tensor map, more room for exchanges, stages asked for early.
+constexpr bool kTall = kTileM > 32;
 
 constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
-constexpr int kFetchThreads = 128;  // beside those that compute: a warp for weights, two for activations, an idle one
+constexpr int kFetchThreads = 128;  // beside those that compute: a warp for weights, one or two for activations, idle ones
 // Tiles of more than 8 rows need more registers than 12 warps get, so those that fetch hand some over (sm_90a).
 constexpr bool kHandOver = kTileM > 8;
 constexpr int kFetchRegisters = 40, kComputeRegisters = 232;
@@ -37,7 +40,11 @@ static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the row 
 static_assert(kRowBlocks * 8 * kWarpsM == kTileM, "row warps share the tile evenly");
 static_assert(kSteps >= 2 && kSteps % 2 == 0, "an even number of steps lets two register buffers take turns");
 
+// A stage begins where bulk copies are fast (128 bytes), and where a tensor map's swizzle begins (1024).
+constexpr int kStageLine = kTall ? 64 : 8;
 #include "dense_stage.cuh"
+
+constexpr int kPanelVectors = kTileM * 8;  // activations lie in panels of 64 k, as a tensor map delivers them
 
 // Where a computing thread stands.
 struct Position {
@@ -56,9 +63,10 @@ struct Position {
 
 #include "sums.cuh"
 
-// Vectors that warps which split K exchange at a time, behind the ring, which is being filled: 24 KiB or less.
-constexpr int kExchangeSpace = 24 / (kWarpsN * kWarpsM * (kWarpsK > 1 ? kWarpsK - 1 : 1));
+// Vectors that warps which split K exchange at a time, behind the ring, which is being filled: 24 or 96 KiB or less.
+constexpr int kExchangeSpace = (kTall ? 96 : 24) / (kWarpsN * kWarpsM * (kWarpsK > 1 ? kWarpsK - 1 : 1));
 constexpr int kExchange = kExchangeSpace > kVectors ? kVectors : kExchangeSpace < 1 ? 1 : kExchangeSpace;
+constexpr int kExchangeVectors = kWarpsK > 1 ? kWarpsN * kWarpsM * (kWarpsK - 1) * kExchange * 64 : 0;  // 16 bytes each
 
 // The warps that compute meet; those that fetch go on.
 __device__ __forceinline__ void sync_computing() { bar_sync(1, kThreads); }

@@ -25,6 +25,7 @@ static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the row 
 static_assert(kRowBlocks * 8 * kWarpsM == kTileM, "row warps share the tile evenly");
 static_assert(kSteps >= 2 && kSteps % 2 == 0, "an even number of steps lets two register buffers take turns");
 
+constexpr int kStageLine = 8;
 #include "dense_stage.cuh"
 
 // Where a thread stands.

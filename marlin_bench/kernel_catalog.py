@@ -59,7 +59,7 @@ def _marlin(arch: str) -> Iterator[KernelBuild]:
     zeros = marlin_config.Operands(group_size=32, zero_points=True)
     heavy = marlin_config.Operands(group_size=32, zero_points=True, bf16=True)
     for tile in marlin_config.TILES:
-        archs = ("sm_90a",) if tile.hands_over_registers else ("sm_90", "sm_90a")
+        archs = ("sm_90a",) if tile.needs_sm90a else ("sm_90", "sm_90a")
         if tile.ring and arch not in archs:
             continue
         for label, operands in (("fp16 g128", plain), ("fp16 g32 zp", zeros), ("bf16 g32 zp", heavy)):

@@ -75,12 +75,14 @@ class StripedProduct:
         operands: Sequence[Tensor | None],
         sizes: Sequence[int],
         workspace: Workspace,
+        tensor_map: bytes = b"",
     ) -> None:
-        """The kernel's parameters in its order: pointers to `operands` and to the workspace's two, then `sizes`."""
+        """The kernel's parameters: pointers to `operands` and the workspace's two, then `sizes` and a `tensor_map`."""
         self.workspace = workspace
         self._operands = (*operands, workspace.sums, workspace.counters)
         addresses = (struct.pack("Q", 0 if tensor is None else tensor.data_ptr()) for tensor in self._operands)
-        self._launch = PreparedLaunch(function, geometry, (*addresses, *(struct.pack("i", size) for size in sizes)))
+        arguments = [*addresses, *(struct.pack("i", size) for size in sizes)]
+        self._launch = PreparedLaunch(function, geometry, arguments + [tensor_map] * bool(tensor_map))
         self._device = workspace.sums.device
 
     def __call__(self) -> None:

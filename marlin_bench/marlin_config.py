@@ -17,11 +17,13 @@ LARGEST_M = 65536
 _HOPPER = (9, 0)
 _MOST_ROWS_OF_A_WARP = 72
 _ONE_GROUP_SHIFT = 31  # shifts any k to group 0: one scale a column
-_STATIC_SHARED_BYTES = 512  # two barriers a stage and a flag
+_STATIC_SHARED_BYTES = 512  # two barriers a stage and a flag, up to where a ring may begin
 _RESERVED_SHARED_BYTES = 1024  # CUDA's own share of an SM's shared memory for each resident CTA
 _MOST_STAGES = 4  # without one; deeper was never faster on an H200 and costs small layers 10 % (filling takes longer) …
 _USEFUL_BYTES = 48 * 1024  # … but a narrow tile's stages are half as large: weights on their way a CTA
-_EXCHANGE_BYTES = 24 * 1024  # of shared memory, for warps that split K (kernels/tile.cuh)
+_EXCHANGE_BYTES = 24 * 1024  # of shared memory, for warps that split K (kernels/ring_tile.cuh) …
+_TALL_EXCHANGE_BYTES = 96 * 1024  # … and for tall tiles
+_FEW_ROWS = 32  # of a ring; tiles of more are tall
 
 
 class ConfigError(ValueError):
@@ -33,8 +35,9 @@ class Tile:
     """What a CTA computes at a time: `rows` x `columns` of C, `depth` of K; `ctas_per_sm` are meant to share an SM.
 
     `ring`: marlin_ring.cu, where warps that only fetch keep a ring of stages filled by bulk copies (sm_90 and later).
-    `scale_sums`: a group's sums are scaled, not its weights. `ring_stages`: of a ring, the most that are of use (on an
-    H200 4 were up to 30 % slower than 3 or 7, and 8 to 12 up to 19 %).
+    `scale_sums`: a group's sums are scaled, not its weights. `ring_stages`: of a ring, the most that are of use.
+    `cluster`: with 2, which only a ring has, the CTAs of every tile are its two halves of K and add up through
+    distributed shared memory (sm_90a).
     """
 
     rows: int
@@ -45,21 +48,38 @@ class Tile:
     ring: bool = False
     scale_sums: bool = False
     ring_stages: int = 3
+    cluster: int = 1
 
     def __str__(self) -> str:
         kind = "r" if self.ring else ""
         warps = "" if self.warps == WARPS else f"w{self.warps}"
         pair = "" if self.ctas_per_sm == 1 else f"x{self.ctas_per_sm}"
-        return f"{self.rows}x{self.columns}x{self.depth}{kind}{'s' if self.scale_sums else ''}{warps}{pair}"
+        cluster = "" if self.cluster == 1 else f"c{self.cluster}"
+        return f"{self.rows}x{self.columns}x{self.depth}{kind}{'s' if self.scale_sums else ''}{warps}{pair}{cluster}"
 
     @property
     def hands_over_registers(self) -> bool:
         """Whether warps that fetch give registers to those that compute, as only sm_90a can (ring_tile.cuh)."""
         return self.ring and self.rows > 8
 
+    @property
+    def needs_sm90a(self) -> bool:
+        """Whether only sm_90a has what it takes: registers that move between warps, or clusters."""
+        return self.hands_over_registers or self.cluster > 1
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether activations come by tensor map, and what else pays for many rows of a ring (ring_tile.cuh)."""
+        return self.ring and self.rows > _FEW_ROWS
+
+    @property
+    def line_bytes(self) -> int:
+        """Where a stage begins: bulk copies to places off 128 bytes are slow, a tensor map's swizzle begins on 1024."""
+        return 1024 if self.is_tall else 128
+
     def runs_on(self, capability: tuple[int, int]) -> bool:
         """Whether GPUs of this compute capability have the instructions that it takes."""
-        if self.hands_over_registers:
+        if self.needs_sm90a:
             return capability == _HOPPER
         return capability >= _HOPPER or not self.ring
 
@@ -84,8 +104,14 @@ class Tile:
         warps = self.warps // self.warps_k
         a_vector = warps * (self.warps_k - 1) * 1024
         vectors = self.rows // 4 // self.warps_m
-        at_a_time = vectors if not self.ring else max(1, min(vectors, _EXCHANGE_BYTES // max(1, a_vector)))
+        space = _TALL_EXCHANGE_BYTES if self.is_tall else _EXCHANGE_BYTES
+        at_a_time = vectors if not self.ring else max(1, min(vectors, space // max(1, a_vector)))
         return a_vector * at_a_time
+
+    @property
+    def cluster_exchange_bytes(self) -> int:
+        """Shared memory in which the CTAs of a cluster exchange half of their sums, behind that of the warps."""
+        return self.sum_bytes // 2 if self.cluster > 1 else 0
 
     @property
     def sum_bytes(self) -> int:
@@ -123,7 +149,7 @@ class Build:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a CTA."""
         ring, exchange = self.stages * stage_bytes(self.tile, self.operands), self.tile.exchange_bytes
-        return ring + exchange if self.tile.ring else max(ring, exchange)
+        return ring + exchange + self.tile.cluster_exchange_bytes if self.tile.ring else max(ring, exchange)
 
     @property
     def source(self) -> str:
@@ -144,15 +170,20 @@ class Build:
             "CTAS_PER_SM": self.tile.ctas_per_sm,
         }
         if self.tile.ring:
-            defines |= {"WARPS": self.tile.warps, "SCALE_SUMS": int(self.tile.scale_sums)}
+            defines |= {
+                "WARPS": self.tile.warps,
+                "SCALE_SUMS": int(self.tile.scale_sums),
+                "CLUSTER": self.tile.cluster,
+            }
         return defines
 
 
 def stage_bytes(tile: Tile, operands: Operands) -> int:
-    """Shared memory of one pipeline stage: activations, codes, scales and zero points of a tile."""
+    """Shared memory of one pipeline stage: activations, codes, scales and zero points of a tile, in whole lines."""
     scales = operands.scale_rows(tile.depth) * tile.columns
     zeros = scales // 2 if operands.zero_points else 0
-    return tile.rows * tile.depth * 2 + tile.depth * tile.columns // 2 + scales * 2 + zeros
+    taken = tile.rows * tile.depth * 2 + tile.depth * tile.columns // 2 + scales * 2 + zeros
+    return -(-taken // tile.line_bytes) * tile.line_bytes
 
 
 def build_for(tile: Tile, operands: Operands, shared_per_block: int) -> Build:
@@ -162,8 +193,8 @@ def build_for(tile: Tile, operands: Operands, shared_per_block: int) -> Build:
     sm_90. ConfigError when fewer than two stages fit.
     """
     share = (shared_per_block + _RESERVED_SHARED_BYTES) // tile.ctas_per_sm - _RESERVED_SHARED_BYTES
-    room = share - _STATIC_SHARED_BYTES
-    ring = room - tile.exchange_bytes if tile.ring else room
+    room = share - max(_STATIC_SHARED_BYTES, tile.line_bytes)
+    ring = room - tile.exchange_bytes - tile.cluster_exchange_bytes if tile.ring else room
     useful = tile.ring_stages if tile.ring else max(_MOST_STAGES, _USEFUL_BYTES // (tile.depth * tile.columns // 2))
     stages = min(useful, ring // stage_bytes(tile, operands))
     if stages < 2 or tile.exchange_bytes > room:
@@ -225,12 +256,16 @@ class Plan:
 
 
 def plan_for(build: Build, M: int, N: int, K: int, ctas: int) -> Plan:
-    """The launch of `build` on at most `ctas` CTAs: never more than there are steps."""
+    """The launch of `build` on at most `ctas` CTAs, never more than there are steps; with clusters on two a tile."""
     tile = build.tile
     if K % tile.depth or N % BLOCK:
         raise ConfigError(f"tile {tile} does not divide K {K} by {tile.depth} and N {N} by {BLOCK}")
     tiles = -(-M // tile.rows) * -(-N // tile.columns)
     k_tiles = K // tile.depth
+    if tile.cluster > 1:
+        if k_tiles < tile.cluster:
+            raise ConfigError(f"tile {tile} needs a K of at least {tile.cluster * tile.depth}, not {K}")
+        return Plan(build, tile.cluster * tiles, sum_bytes=0, counters=0)
     stripes = Stripes(k_tiles, tiles, min(ctas, tiles * k_tiles))
     return Plan(build, stripes.ctas, stripes.places * tile.sum_bytes, stripes.striped_tiles)
 
@@ -242,9 +277,13 @@ TILES = (
     Tile(16, 256, 256, ring=True, scale_sums=True),
     Tile(16, 256, 256, ring=True),
     Tile(16, 128, 256, ring=True),
-    *(Tile(rows, 128, 128, ring=True) for rows in (32, 64)),
-    *(Tile(rows, 256, 128, ring=True) for rows in (24, 32, 40, 48, 64, 72, 80, 128)),
-    *(Tile(rows, 512, 64, ring=True) for rows in (32, 64)),
+    Tile(32, 512, 64, ring=True),
+    *(Tile(rows, 128, 128, ring=True) for rows in (32, 40, 48, 56, 64, 72, 128)),
+    *(Tile(rows, 256, 128, ring=True) for rows in (24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)),
+    Tile(64, 512, 128, ring=True),
+    *(Tile(rows, 128, 128, ring=True, cluster=2) for rows in (40, 48, 56, 64, 72, 128)),
+    *(Tile(rows, 256, 128, ring=True, cluster=2) for rows in (64, 72, 128)),
+    Tile(64, 512, 128, ring=True, cluster=2),
     Tile(16, 128, 128),
     Tile(16, 256, 64, ctas_per_sm=2),
     Tile(16, 256, 128),

@@ -110,6 +110,7 @@ class DequantizeCublas(Backend):
 
     name = "dequantize_cublas"
     summary = "unpack to FP16 in memory (torch), then cuBLAS"
+    meant_for = "a yardstick"
 
     def __init__(self) -> None:
         self._dense: Tensor | None = None

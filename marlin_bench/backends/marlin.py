@@ -11,10 +11,11 @@ from torch import Tensor
 
 from marlin_bench.backends.cuda_kernel import CudaKernel
 from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
-from marlin_bench.cuda_driver import Geometry
+from marlin_bench.cuda_driver import TENSOR_MAP_BYTES, Geometry, tensor_map_3d
 from marlin_bench.cuda_source import source_digest
 from marlin_bench.kernel_launch import StripedProduct, Workspace, kernel_function, make_workspace, starts_early
 from marlin_bench.layouts import marlin as layout
+from marlin_bench.layouts.marlin import BLOCK
 from marlin_bench.marlin_choice import Machine, choose_build, suitable_ctas
 from marlin_bench.marlin_config import (
     TILES,
@@ -70,6 +71,21 @@ def make_plan(operands: Operands, M: int, N: int, K: int, device: torch.device, 
     return plan_for(build, M, N, K, ctas)
 
 
+def _activation_map(build: Build, activations: Tensor) -> bytes:
+    """The last parameter of marlin_ring.cu: how a stage's panels of 64 k are fetched; marlin.cu has none."""
+    tile = build.tile
+    if not tile.is_tall:
+        return bytes(TENSOR_MAP_BYTES if tile.ring else 0)
+    M, K = activations.shape
+    return tensor_map_3d(
+        "bf16" if build.operands.bf16 else "fp16",
+        activations.data_ptr(),
+        extents=(BLOCK, M, K // BLOCK),
+        strides=(2 * K, 2 * BLOCK),
+        box=(BLOCK, tile.rows, tile.depth // BLOCK),
+    )
+
+
 class Product(StripedProduct):
     """One launch of the kernel.
 
@@ -97,10 +113,17 @@ class Product(StripedProduct):
         build, index = plan.build, activations.device.index
         super().__init__(
             _function(build, index),
-            Geometry(plan.ctas, build.tile.threads, build.shared_bytes, dependent=dependent and starts_early(index)),
+            Geometry(
+                plan.ctas,
+                build.tile.threads,
+                build.shared_bytes,
+                build.tile.cluster,
+                dependent=dependent and starts_early(index),
+            ),
             (activations, tensors["codes"], tensors["scales"], tensors.get("zeros"), tensors["unit"], bias, output),
             (M, N, K, build.operands.group_shift),
             workspace or make_workspace(plan, activations.device),
+            _activation_map(build, activations),
         )
 
 

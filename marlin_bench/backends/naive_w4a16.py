@@ -32,6 +32,7 @@ class NaiveW4A16(CudaKernel):
 
     name = "naive_w4a16"
     summary = "the 4-bit product as one would first write it: one thread a column"
+    meant_for = "a yardstick, M up to 64"
 
     def version(self) -> str:
         """The digest of the kernel's source."""

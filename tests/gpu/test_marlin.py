@@ -112,6 +112,15 @@ def test_any_grid_gives_the_product_and_the_same_bits_each_time(ctas, M):
     Case(M, layer(2048, 1024), choice={"ctas": str(ctas)}).check_again_and_again(5)
 
 
+@pytest.mark.parametrize("tile", [tile for tile in TILES if tile.cluster > 1], ids=str)
+@pytest.mark.parametrize(("M", "K", "N"), [(5, 1536, 320), (40, 1024, 4096), (150, 2688, 64)])
+def test_clusters_give_the_product_and_the_same_bits_each_time(tile, M, K, N):
+    """Halves of unequal length, columns beyond N, more clusters than fit at once."""
+    if not tile.runs_on(torch.cuda.get_device_capability()):
+        pytest.skip("clusters and registers that change hands are sm_90a's")
+    Case(M, layer(K, N), choice={"tile": str(tile)}, bias=True).check_again_and_again(20)
+
+
 @pytest.mark.parametrize("M", [1, 16, 64, 128])
 def test_200_calls_without_resetting_anything(M):
     Case(M, layer(4096, 4096)).check_again_and_again(200)
@@ -232,5 +241,5 @@ class TestMarlinLinear:
 def test_workspaces_are_sized_by_the_plan():
     weights = layer(1024, 512)
     operands = packed_operands(Marlin().pack(weights))
-    plan = make_plan(operands, 64, 512, 1024, torch.device("cuda:0"))
+    plan = make_plan(operands, 16, 512, 1024, torch.device("cuda:0"))
     assert make_workspace(plan, torch.device("cuda:0")).sums.numel() * 4 == plan.sum_bytes > 0
