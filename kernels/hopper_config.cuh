@@ -59,10 +59,18 @@ constexpr int kStageWeightBytes = kStageTiles * kTileRows / kBlockRows * kBlockB
 // Shared memory: activations | weights | exchange | output staging | barriers and a broadcast word.
 constexpr int kConsumerWarps = kConsumerThreads / 32;
 constexpr int kSquareBytes = 16 * 32;  // a warp's 16 batch rows x 16 features on their way out
+constexpr int kSquareColumns = (kBatchTile + 15) / 16;
 constexpr int kMostSquares = kSplitCluster ? 2 : 4;  // of these at once
-constexpr int kSquares = (kBatchTile + 15) / 16 < kMostSquares ? (kBatchTile + 15) / 16 : kMostSquares;
+constexpr int kSquares = kSquareColumns < kMostSquares ? kSquareColumns : kMostSquares;
 constexpr int kStagingBytes = kSquares * kSquareBytes;
-constexpr int kExchangeBytes = kSplitCluster ? kSplit * kTileRows * kBatchTile * 4 : 0;
+constexpr int kSources = kSplitCluster ? kCluster * kSplit : 1;  // warpgroups of a cluster with sums of the same rows
+constexpr int kShareSquares = (kSquareColumns + kSources - 1) / kSources;
+constexpr int kPartBytes = kBlocks * kShareSquares * 2 * 512;  // what a warp gets from another one of its rows
+constexpr int kPartsBytes = kConsumerWarps * (kSources - 1) * kPartBytes;
+constexpr int kTilesBytes = kSplitCluster ? kSplit * kTileRows * kBatchTile * 4 : 0;
+constexpr bool kWideTile = kBatchTile > 32;
+constexpr bool kBatchShares = kWideTile && kPartsBytes < kTilesBytes;  // join by hopper_shares.cuh, else hopper_reduce.cuh
+constexpr int kExchangeBytes = kBatchShares ? kPartsBytes : kTilesBytes;
 constexpr int kActivationsAt = 0;
 constexpr int kWeightsAt = kActivationsAt + kStages * kStageActivationBytes;
 constexpr int kExchangeAt = kWeightsAt + kStages * kStageWeightBytes;
@@ -82,9 +90,9 @@ constexpr int kConsumerRegisters =
 static_assert(kSharedBytes == SHARED_BYTES, "the host computes the shared memory of a configuration differently");
 static_assert(kGroupSize == 0 || kGroupSize == 64 || kGroupSize == 128, "groups of 64, 128 or a whole column");
 static_assert(kBatchTile % 8 == 0 && kBatchTile <= 256, "wgmma takes multiples of 8 up to 256");
+static_assert(kBatchShares || !kSplitCluster || kTileRows / 16 % kCluster == 0, "each CTA finishes whole 16-row groups");
 static_assert(kWarpgroups % kSplit == 0 && kStageTiles % kSplit == 0, "every warpgroup needs K tiles of its own");
 static_assert(kSplit == 1 || kSplitCluster, "warpgroups that split K meet in the cluster's exchange");
-static_assert(!kSplitCluster || kTileRows / 16 % kCluster == 0, "each CTA of a cluster finishes whole 16-row groups");
 static_assert(!kTail || (kCluster == 1 && kSplit == 1), "pieces are handed out to single CTAs");
 static_assert(kStages >= 2, "a consumer holds one stage while it waits for the next");
 static_assert(!kBf16 || kScaleAccumulators || kGroupSize == 0, "bfloat16 would round the scaled weights");

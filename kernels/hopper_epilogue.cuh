@@ -97,7 +97,9 @@ __device__ __forceinline__ void store_16x16(const Output& output, u32 square, in
   }
 }
 
-// Stores all sums of a warp: kBlocks groups of 16 features (64 apart, the first at `first_feature`) x kBatchTile rows.
+// Stores a warp's sums of the batch rows [kBegin, kEnd) of the tile: kBlocks groups of 16 features, 64 apart, the first at
+// `first_feature`.
+template <int kBegin = 0, int kEnd = kBatchTile>
 __device__ __forceinline__ void store_tile(const Output& output, const float (&sums)[kBlocks][kBatchTile / 2],
                                            const ColumnFactors<kBlocks>& factors, int first_feature, int first_row,
                                            u32 staging, int lane) {
@@ -109,11 +111,11 @@ __device__ __forceinline__ void store_tile(const Output& output, const float (&s
     if (feature >= output.N) continue;
     const FeaturePair features = factors.features(output, block, feature, lane);
 #pragma unroll
-    for (int first = 0; first < kBatchTile; first += 16 * kSquares) {
+    for (int first = kBegin; first < kEnd; first += 16 * kSquares) {
 #pragma unroll
       for (int i = 0; i < kSquares; ++i) {
         const int n = first + 16 * i;
-        if (n >= kBatchTile) continue;
+        if (n >= kEnd) continue;
         stage_16x16(features, &sums[block][n / 2], n + 8 < kBatchTile ? &sums[block][n / 2 + 4] : nothing,
                     staging + i * kSquareBytes, lane);
       }
@@ -121,7 +123,7 @@ __device__ __forceinline__ void store_tile(const Output& output, const float (&s
 #pragma unroll
       for (int i = 0; i < kSquares; ++i) {
         const int n = first + 16 * i;
-        if (n >= kBatchTile) continue;
+        if (n >= kEnd) continue;
         store_16x16(output, staging + i * kSquareBytes, feature, first_row + n, rows - n, lane);
       }
       __syncwarp();

@@ -45,9 +45,10 @@ struct Ring {
   __device__ __forceinline__ u32 ticket(int stage) const { return base + kTicketsAt + 4 * stage; }
   __device__ __forceinline__ u32 empty(int stage) const { return base + kBarriersAt + 8 * (kStages + stage); }
 
-  // One warp runs this.
-  __device__ __forceinline__ void initialize(int lane) const {
-    for (int stage = lane; stage < kStages; stage += 32) {
+  // One thread runs this.
+  __device__ __forceinline__ void initialize() const {
+#pragma unroll
+    for (int stage = 0; stage < kStages; ++stage) {
       mbarrier_init(full(stage), 2);
       mbarrier_init(empty(stage), kConsumerWarps * kTeam * (EVERY_LANE_RELEASES ? 32 : 1));
     }

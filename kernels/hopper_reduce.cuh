@@ -7,8 +7,8 @@
 // dead-lock, and the order of the additions (owner first, then downwards) is the same whoever finishes. The finisher sets
 // the count back to zero for the next launch.
 //
-// Split clusters: every CTA sends each other one the sums of the 16-row groups that the other finishes, through distributed
-// shared memory, and adds the parts in the order of (CTA, warpgroup).
+// Split clusters with a narrow batch tile (for wide ones see hopper_shares.cuh): every CTA sends each other one the sums of the
+// 16-row groups that the other finishes, through distributed shared memory, and adds the parts in the order of (CTA, warpgroup).
 #pragma once
 
 #include "hopper_config.cuh"
@@ -110,7 +110,6 @@ class SharedTile {
 // The exchange buffer of a CTA: float4 [source = CTA * kSplit + warpgroup of K][group][n8 block][lane].
 constexpr int kGroups = kTileRows / 16;
 constexpr int kGroupsPerCta = kGroups / (kSplitCluster ? kCluster : 1);
-constexpr int kSources = kCluster * kSplit;
 
 __device__ __forceinline__ u32 exchange_offset(int source, int group, int n8, int lane) {
   return (((source * kGroupsPerCta + group) * (kBatchTile / 8) + n8) * 32 + lane) * 16;
@@ -144,7 +143,6 @@ __device__ __forceinline__ void add_sources(float (&sums)[4], u32 exchange, int 
 }
 
 // Squares of 16 features x 16 batch rows that this CTA finishes; the consumer warps take turns.
-constexpr int kSquareColumns = (kBatchTile + 15) / 16;
 constexpr int kSquaresPerWarp = (kGroupsPerCta * kSquareColumns + kConsumerWarps - 1) / kConsumerWarps;
 
 struct SquarePosition {

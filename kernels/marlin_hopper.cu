@@ -20,6 +20,7 @@
 #include "hopper_pipeline.cuh"
 #include "hopper_reduce.cuh"
 #include "hopper_schedule.cuh"
+#include "hopper_shares.cuh"
 #include "hopper_tail.cuh"
 
 // Finishes a tile that this CTA left its sums of, if all the others had come before.
@@ -61,11 +62,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     if constexpr (kTail) {
       if (lane == 0) PostBox(ring).initialize();
     }
-    ring.initialize(lane);
+    if (lane == 0) ring.initialize();
   }
   if (threadIdx.x == kConsumerThreads + 32) prefetch_tensormap(&activations);
   __syncthreads();
-  if constexpr (kCluster > 1) barrier_cluster_arrive();
+  if constexpr (kCluster > 1) {
+    // Nothing was written that another CTA reads, except barriers, which have a fence of their own. With a narrow tile the
+    // membar of the other form is no loss (docs/kernels/marlin_hopper.md).
+    if constexpr (kWideTile) {
+      barrier_cluster_arrive_relaxed();
+    } else {
+      barrier_cluster_arrive();
+    }
+  }
   if constexpr (kTeam > 1) barrier_cluster_wait();
 
   if (warp >= kConsumerWarps) {
@@ -156,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     while (!kTail && segments.next(segment)) {
       const TilePosition position = tile_position(schedule, segment.tile);
       Sums sums;
-      if constexpr (kSplitCluster) {
+      if constexpr (kSplitCluster && !kBatchShares) {
         const int first_feature = position.row_tile * kTileRows + rank * kGroupsPerCta * 16;
         const ColumnFactors<kSquaresPerWarp> factors(
             output, [&](int i) { return first_feature + SquarePosition(i, warp).group * 16; }, lane);
@@ -171,6 +180,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
         break;  // a cluster has one tile
       }
       const ColumnFactors<kBlocks> factors = own_factors(position);
+      if constexpr (kBatchShares) {
+        const int source = rank * kSplit + at.split;
+        mainloop.run(sums, segment.last - segment.first);
+        griddepcontrol_wait();
+        barrier_cluster_wait();
+        send_shares(sums, ring.base + kExchangeAt, source, at.row_warpgroup * 4 + at.warp_in_group, lane);
+        barrier_cluster_arrive();
+        barrier_cluster_wait();
+        finish_share(sums, ring.base + kExchangeAt, source, warp, lane, [&](auto rows) {
+          store_tile<rows.kBegin, rows.kEnd>(output, sums, factors, own_feature(position),
+                                             position.batch_tile * kBatchTile, staging, lane);
+        });
+        break;
+      }
       mainloop.run(sums, segment.last - segment.first);
       // Outputs and workspace may still be read by the previous kernel until here.
       if (first) griddepcontrol_wait();

@@ -293,6 +293,11 @@ __device__ __forceinline__ u32 cluster_ctarank() {
   return rank;
 }
 
+// Orders no memory: costs no device-wide membar.
+__device__ __forceinline__ void barrier_cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
 __device__ __forceinline__ void barrier_cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 }

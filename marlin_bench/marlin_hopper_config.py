@@ -16,6 +16,7 @@ SHARED_BYTES_PER_CTA = 232448
 _SHARED_BYTES_RESERVED = 1024
 _BARRIER_BYTES = 16
 _SQUARE_BYTES = 512
+_WIDEST_NARROW_TILE = 32
 _BROADCAST_BYTES = 16
 _POST_BOX_BYTES = 48
 _MOST_STAGES = 32
@@ -138,10 +139,21 @@ class Tiling:
         return self.cluster if self.multicast else 1
 
     def _fixed_shared_bytes(self) -> int:
-        exchange = self.split * self.tile_columns * self.batch_tile * 4 if self.splits_k_in_cluster else 0
-        squares = min(2 if self.splits_k_in_cluster else 4, -(-self.batch_tile // 16))
+        columns = -(-self.batch_tile // 16)  # of squares of 16 x 16 sums
+        squares = min(2 if self.splits_k_in_cluster else 4, columns)
+        staging = self.warpgroups * 4 * squares * _SQUARE_BYTES
         tail = 4 * _MOST_STAGES + _POST_BOX_BYTES if self.tail else 0
-        return exchange + self.warpgroups * 4 * squares * _SQUARE_BYTES + _BROADCAST_BYTES + tail
+        return self._exchange_bytes(columns) + staging + _BROADCAST_BYTES + tail
+
+    def _exchange_bytes(self, columns: int) -> int:
+        """What the CTAs of a cluster send each other: whole tiles, or of wide ones what others finish."""
+        if not self.splits_k_in_cluster:
+            return 0
+        tiles = self.split * self.tile_columns * self.batch_tile * 4
+        sources = self.cluster * self.split
+        part = self.blocks * -(-columns // sources) * 2 * _SQUARE_BYTES
+        parts = self.warpgroups * 4 * (sources - 1) * part
+        return min(tiles, parts) if self.batch_tile > _WIDEST_NARROW_TILE else tiles
 
     def _stage_bytes(self, kind: WeightKind) -> int:
         activations = 2 * self.batch_tile * 128
