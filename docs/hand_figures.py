@@ -1,4 +1,4 @@
-"""Prints the table of docs/peers.md: speed-ups measured by hand elsewhere, beside those of a run of `peers`.
+"""Prints a table of docs/peers.md: speed-ups measured by hand elsewhere, beside those of a run of `peers`.
 
     marlin-bench run peers && python docs/hand_figures.py results/<device>/<run>
 
@@ -20,7 +20,6 @@ from marlin_bench.record import Status
 from marlin_bench.store import read_run
 
 ALONE = Path(__file__).with_suffix(".json")
-PAGE = Path(__file__).with_name("peers.md")
 BEGIN, END = "<!-- hand figures: begin -->", "<!-- hand figures: end -->"
 BATCHES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 FP16_US = {
@@ -137,18 +136,26 @@ def alone(rows):
         yield {"layer": layer, "M": M, "backend": name, "us": round(us, 1), "mhz": round(mhz)}
 
 
-def reason(row, singles):
-    """Why a figure differs, from the numbers; None where neither speed-up nor time does."""
+def by_place(run):
+    """The record of every kernel in a run, by layer, M and name: the same kernels at other clocks."""
+    return {(layer, M, name): record for layer, M, name, _, _, record, _ in compared(run)}
+
+
+def reason(row, singles, elsewhere=None):
+    """Why a figure differs, from the numbers; None where neither speed-up nor time does.
+
+    singles: what was measured by itself; elsewhere: records of another run, by layer, M and name.
+    """
     *_, speedup, fp16_us, record, baseline = row
     us, base_us, hand_us = typical_us(record), typical_us(baseline), fp16_us / speedup
     if differs(us, hand_us):
-        return reason_of_time(row, singles)
+        return reason_of_time(row, singles, elsewhere or {})
     if not differs(base_us / us, speedup):
         return None
     return f"the time agrees ({us / hand_us - 1:+.0%}); FP16 takes {base_us / fp16_us - 1:+.0%} here"
 
 
-def reason_of_time(row, singles):
+def reason_of_time(row, singles, elsewhere):
     """Why a time differs: whether the clock accounts for it."""
     layer, M, name, speedup, fp16_us, record, baseline = row
     by_itself, fp16_itself = (singles.get((layer, M, one)) for one in (name, BASELINE))
@@ -158,7 +165,7 @@ def reason_of_time(row, singles):
         if not differs(base_us / us, speedup) and with_fp16 >= LEAST_SHARED:
             apart, fp16_apart = us / hand_us - 1, base_us / fp16_us - 1
             return f"the speed-up agrees; the time differs ({apart:+.0%}) as FP16's does ({fp16_apart:+.0%})"
-        return UNEXPLAINED
+        return reason_from_elsewhere(record, hand_us, elsewhere.get((layer, M, name)))
     if not differs(by_itself["us"], hand_us):
         return "the clock: by itself it takes what was measured by hand"
     if fp16_itself and not differs(fp16_itself["us"] / by_itself["us"], speedup):
@@ -173,7 +180,21 @@ def reason_of_time(row, singles):
     return UNEXPLAINED
 
 
-def table(rows, singles):
+def reason_from_elsewhere(record, hand_us, other):
+    """Whether another run, at another clock, took as many cycles and the time that was measured by hand."""
+    if other is None or differs(typical_us(other), hand_us):
+        return UNEXPLAINED
+    here, there = (typical_us(one) * one.sm_clock_hz * 1e-6 for one in (record, other))
+    if abs(there / here - 1) > SAME_CYCLES:
+        return UNEXPLAINED
+    us, mhz = typical_us(other), other.sm_clock_hz * 1e-6
+    return (
+        f"the clock: {here * 1e-6:.2f} million cycles here, {there * 1e-6:.2f} in turns without a rest, where at "
+        f"{mhz:.0f} MHz it takes {us:.0f} µs ({us / hand_us - 1:+.0%})"
+    )
+
+
+def table(rows, singles, elsewhere=None):
     """Markdown: how many agree, by speed-up and by time, and a line for each that does not."""
     lines, reasons, by_speedup, by_time = [], [], 0, 0
     for row in rows:
@@ -181,7 +202,7 @@ def table(rows, singles):
         us, base_us, hand_us = typical_us(record), typical_us(baseline), fp16_us / speedup
         by_speedup += not differs(base_us / us, speedup)
         by_time += not differs(us, hand_us)
-        why = reason(row, singles)
+        why = reason(row, singles, elsewhere)
         if why is None:
             continue
         reasons.append(why)
@@ -217,7 +238,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, help="a run folder of the suite peers")
     parser.add_argument("--alone", action="store_true", help="measure what is not explained by itself first")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/peers.md")
+    parser.add_argument("--beside", type=Path, help="a run of the same kernels at other clocks, to explain with")
     asked = parser.parse_args()
     all_rows, known = list(compared(read_run(asked.run))), kept_alone()
     if asked.alone:
@@ -225,8 +246,4 @@ if __name__ == "__main__":
             print(found, file=sys.stderr, flush=True)
             known[found["layer"], found["M"], found["backend"]] = found
             ALONE.write_text("[" + ",\n".join(map(json.dumps, known.values())) + "]\n", encoding="utf-8")
-    text = table(all_rows, known)
-    if asked.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    print(text)
+    print(table(all_rows, known, by_place(read_run(asked.beside)) if asked.beside else None))

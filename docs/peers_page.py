@@ -257,7 +257,7 @@ def by_hand(found: Found, restless: Found) -> str:
     known = hand_figures.kept_alone()
     older = hand_figures.table(list(hand_figures.compared(restless.run)), known).partition("\n")[0]
     return (
-        f"{hand_figures.table(list(hand_figures.compared(found.run)), known)}\n\n"
+        f"{hand_figures.table(list(hand_figures.compared(found.run)), known, hand_figures.by_place(restless.run))}\n\n"
         f"In turns without a rest (`{restless.run.meta.run}`): {older}"
     )
 
