@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from marlin_bench.cache import cache_folder
+
 if TYPE_CHECKING:
     import cupy
 
@@ -158,11 +160,6 @@ def compile_cubin(
     return Cubin(image, arch, log, resources)
 
 
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "marlin-bench" / "cubin"
-
-
 def device_arch() -> str:
     """NVRTC's name for the current CUDA device; Hopper and later take the `a` form, which holds wgmma."""
     import torch
@@ -175,7 +172,7 @@ def _cached_cubin(name: str, arch: str, defines: tuple[tuple[str, int | str], ..
     from cupy.cuda import nvrtc
 
     key = "|".join((source_digest(name), arch, repr(defines), repr(nvrtc.getVersion()), repr(_COMPILE_OPTIONS)))
-    path = _cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+    path = cache_folder("cubin") / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
     if not path.is_file():
         image = compile_cubin(name, arch, dict(defines)).image
         path.parent.mkdir(parents=True, exist_ok=True)

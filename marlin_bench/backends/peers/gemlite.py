@@ -16,7 +16,6 @@ from marlin_bench.backends.peer import Package, Peer
 from marlin_bench.backends.peers import packing
 from marlin_bench.backends.protocol import Choice, DeviceTraits, Effort, Launch, Packed
 from marlin_bench.cache import cache_folder
-from marlin_bench.device import slug
 from marlin_bench.problem import Format, Problem, int4
 from marlin_bench.quantize import SYMMETRIC_ZERO, QuantizedWeights
 
@@ -127,7 +126,8 @@ class Gemlite(Peer):
             (bucket, nearest_n, nearest_k), config = found
             source = f"H100 table, M {bucket} N {nearest_n} K {nearest_k}"
             return {"kernel": kernel, "config": json.dumps(config), "source": source}
-        file = cache_folder("gemlite") / f"{slug(torch.cuda.get_device_name())}-{self.version().replace(' ', '-')}.json"
+        name = f"{torch.cuda.get_device_name()}-{self.version()}.json".replace(" ", "-")
+        file = cache_folder("gemlite") / name
         core.GemLiteLinear.load_config(str(file), print_error=False)
         key = _signature(M, N, K)
         if key not in core.GEMLITE_TRITON_CONFIG_CACHE.get(kernel, {}):
