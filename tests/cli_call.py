@@ -12,9 +12,9 @@ def caller(monkeypatch, capsys, tmp_path):
     """Call the program in an empty folder without published runs: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MARLIN_BENCH_RESULTS", raising=False)
-    for module in ("marlin_bench.store", "marlin_bench.cli.locate"):
-        importlib.import_module(module)
-        monkeypatch.setattr(f"{module}.published_folder", lambda: tmp_path / "published")
+    # all that take the function by name are imported first: whoever did so later would keep the stand-in for good
+    for module in [importlib.import_module(f"marlin_bench.{name}") for name in ("store", "published", "cli.locate")]:
+        monkeypatch.setattr(module, "published_folder", lambda: tmp_path / "published")
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["marlin-bench", *map(str, arguments)])
