@@ -1,7 +1,7 @@
 """No build of marlin_hopper touches registers of warpgroup products in flight: read from its machine code.
 
 ptxas has silently broken this rule (docs/kernels/marlin_hopper.md). The main loop is walked twice, so that products
-that are in flight over its back edge are seen. Needs nvdisasm: on PATH or named by NVDISASM.
+that are in flight over its back edge are seen. Needs nvdisasm: named by NVDISASM, on PATH, or of the package.
 """
 
 import os
@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 
@@ -16,7 +17,17 @@ from marlin_bench.cuda_source import compile_cubin
 from marlin_bench.marlin_hopper_choice import reachable_builds
 from marlin_bench.marlin_hopper_config import Tiling, WeightKind
 
-NVDISASM = os.environ.get("NVDISASM") or shutil.which("nvdisasm")
+
+def _of_the_package():
+    """The program of nvidia-cuda-nvdisasm, which brings no entry on PATH; None without the package."""
+    try:
+        files = distribution("nvidia-cuda-nvdisasm").files or []
+    except PackageNotFoundError:
+        return None
+    return next((str(file.locate()) for file in files if file.name == "nvdisasm"), None)
+
+
+NVDISASM = os.environ.get("NVDISASM") or shutil.which("nvdisasm") or _of_the_package()
 LABEL = re.compile(r"\s*(\.L_\w+):")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?);")
 BRANCH = re.compile(r"BRA.*`\((\.L_\w+)\)")
