@@ -22,10 +22,11 @@ _SAME_IDEAL = 0.03
 def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
     """A figure with speed-up curves for every panel; PlotError when there is none."""
     with themed():
-        baselines = list(dict.fromkeys(panel.baseline for panel in panels))
-        figure, axes = small_multiples(
-            len(panels), title, x_label="batch size M", y_label=f"speed-up over {' / '.join(baselines)}"
-        )
+        baselines = {panel.baseline for panel in panels}
+        over = baselines.pop() if len(baselines) == 1 else "the baseline"  # whose line bears its name in each panel
+        figure, axes = small_multiples(len(panels), title, x_label="batch size M", y_label=f"speed-up over {over}")
+        # marked everywhere where it differs from some panel's baseline: a backend stands in the legend once
+        dtypes = {line.backend: line.other_dtype for panel in panels for line in panel.series if line.other_dtype}
         styles = looks(series.backend for panel in panels for series in panel.series)
         formats = list(dict.fromkeys(ideal.format for panel in panels for ideal in panel.ideals))
         for ax, panel in zip(axes, panels, strict=True):
@@ -39,7 +40,7 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
                     _value_at_start(ax, xs[0], ys[0])
                     named.append(ys[0])
             for series in panel.series:
-                _curve(ax, series, styles[series.backend])
+                _curve(ax, series, styles[series.backend], dtypes.get(series.backend, ""))
             _crossovers(ax, panel.crossovers, styles, len(panels))
             name_panel(ax, panel.title, narrow=len(panels) > 4)
         highest = max(
@@ -77,10 +78,10 @@ def _frame(ax: Axes, panel: SpeedupPanel) -> None:
     )
 
 
-def _curve(ax: Axes, series: Series, look: Look) -> None:
+def _curve(ax: Axes, series: Series, look: Look, dtype: str) -> None:
     xs = [point.x for point in series.points]
     ys = [point.y for point in series.points]
-    marks = [series.other_dtype, "published"] if series.published else [series.other_dtype]
+    marks = [dtype, "published"] if series.published else [dtype]
     label = f"{series.backend} ({', '.join(filter(None, marks))})" if any(marks) else series.backend
     ax.plot(
         xs,
