@@ -160,6 +160,16 @@ def test_a_speedup_figure_names_ideal_baseline_and_crossover(made):
         assert expected in said
 
 
+def test_crossovers_are_named_above_the_highest_line_of_a_speedup_figure(made):
+    figure = speedup.draw(speedup_panels(made), "H200")
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        highest = ax.transData.transform((1, max(max(line.get_ydata()) for line in ax.lines)))[1]
+        named = [text for text in ax.texts if "1x at M=" in text.get_text()]
+        assert all(text.get_window_extent().y0 > highest for text in named)
+    assert "1x at M=" in texts(figure)
+
+
 def test_the_slope_labels_lie_along_their_slopes(made):
     figure = roofline.draw(roofline_panels(made[:24], ROOFS), "H200")
     figure.draw_without_rendering()

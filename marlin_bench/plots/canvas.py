@@ -80,13 +80,14 @@ def name_panel(panel: Axes, title: str, *, narrow: bool) -> None:
 
 def list_crossovers(
     panel: Axes, found: Sequence[tuple[str, float]], styles: Mapping[str, Look], *, upper: bool, panels: int
-) -> None:
+) -> int:
     """(backend, M) of every crossover, a line each, in a right-hand corner: beside their marks they hide the curves.
 
-    Nothing where they would cover the panel, one of `panels` on the page: the marks are enough then.
+    Nothing where they would cover the panel, one of `panels` on the page: the marks are enough then. Returns the number
+    of lines written.
     """
     if len(found) > (_MOST_LINES if panels <= 2 else _MOST_LINES // 2 if panels <= 6 else 0):
-        return
+        return 0
     ordered = sorted(found, key=lambda one: one[1], reverse=not upper)
     for place, (backend, batch) in enumerate(ordered):
         panel.annotate(
@@ -101,6 +102,7 @@ def list_crossovers(
             color=styles[backend].colour,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85},
         )
+    return len(found)
 
 
 def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:

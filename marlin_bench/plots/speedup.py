@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _IDEAL_STYLES = ("--", "-.", ":")
 _SMALL = FONT_SIZE - 2
 _SAME_IDEAL = 0.03
+_LINE_HEIGHT = 0.06  # of a line of small text, of what the curves take
 
 
 def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
@@ -29,6 +30,7 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
         dtypes = {line.backend: line.other_dtype for panel in panels for line in panel.series if line.other_dtype}
         styles = looks(series.backend for panel in panels for series in panel.series)
         formats = list(dict.fromkeys(ideal.format for panel in panels for ideal in panel.ideals))
+        lines = 0  # of crossovers, which stand above the highest curve
         for ax, panel in zip(axes, panels, strict=True):
             _frame(ax, panel)
             named: list[float] = []  # ideals that nearly coincide (with zero points and without) are named once
@@ -41,13 +43,13 @@ def draw(panels: Sequence[SpeedupPanel], title: str) -> Figure:
                     named.append(ys[0])
             for series in panel.series:
                 _curve(ax, series, styles[series.backend], dtypes.get(series.backend, ""))
-            _crossovers(ax, panel.crossovers, styles, len(panels))
+            lines = max(lines, _crossovers(ax, panel.crossovers, styles, len(panels)))
             name_panel(ax, panel.title, narrow=len(panels) > 4)
         highest = max(
             [point.y for panel in panels for series in panel.series for point in series.points]
             + [y for panel in panels for ideal in panel.ideals for _, y in ideal.points]
         )
-        axes[0].set_ylim(0, 1.08 * highest)
+        axes[0].set_ylim(0, (1.08 + _LINE_HEIGHT * lines) * highest)
         shared_legend(figure, axes)
         settle(figure)
         return figure
@@ -108,8 +110,8 @@ def _curve(ax: Axes, series: Series, look: Look, dtype: str) -> None:
     ring_flagged(ax, [(point.x, point.y) for point in series.points if point.flagged])
 
 
-def _crossovers(ax: Axes, found: Sequence[tuple[str, float]], styles: dict[str, Look], panels: int) -> None:
-    """Where the curves fall through 1, marked on the baseline's line."""
+def _crossovers(ax: Axes, found: Sequence[tuple[str, float]], styles: dict[str, Look], panels: int) -> int:
+    """Where the curves fall through 1, marked on the baseline's line; the number of lines that name them."""
     for backend, batch in found:
         ax.plot([batch], [1], marker="|", color=styles[backend].colour, markersize=11, markeredgewidth=1.6, zorder=4)
-    list_crossovers(ax, found, styles, upper=True, panels=panels)
+    return list_crossovers(ax, found, styles, upper=True, panels=panels)
