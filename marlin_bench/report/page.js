@@ -127,16 +127,19 @@ function drawRoofline(panel) {
     const start = Math.max(x0, y0 / rate), end = Math.min(x1, top / rate);
     if (start >= end) continue;
     svg(root, "line", { x1: x(start), y1: y(start * rate), x2: x(end), y2: y(end * rate), class: "roof", "stroke-dasharray": dash });
-    // the upper slope is named left of its end, the lower one under its start: no points lie there
-    const label = dash ? { x: x(end) - 8, y: y(end * rate) + 6, "text-anchor": "end" } : { x: x(start) + 6, y: y(start * rate) + 16 };
+    // the upper slope is named left of its end, the lower one under its start, above the axis: no points lie there
+    const under = Math.min(y(start * rate) + 16, HEIGHT - BOTTOM - 5);
+    const steepness = (y(start * rate) - y(end * rate)) / (x(end) - x(start));
+    const beside = Math.max(0, y(start * rate) - under + 12) / steepness; // until the slope has left the text's height
+    const label = dash ? { x: x(end) - 8, y: y(end * rate) + 6, "text-anchor": "end" } : { x: x(start) + 6 + beside, y: under };
     svg(root, "text", { ...label, class: "muted" }, `${name} ${scaled(rate, "B/s")}`);
   }
-  panel.compute.forEach((roof, index) => {
+  panel.compute.forEach((roof) => {
     const start = Math.max(x0, roof.rate / panel.memory);
     svg(root, "rect", { x: x(start), width: Math.max(0, x(x1) - x(start)), y: y(roof.high), height: Math.max(0, y(roof.low) - y(roof.high)), fill: "currentColor", "fill-opacity": 0.08 });
     svg(root, "line", { x1: x(start), x2: x(x1), y1: y(roof.rate), y2: y(roof.rate), class: "roof" });
     const clock = roof.clock ? ` at ${(roof.clock / 1e6).toFixed(0)} MHz` : "";
-    svg(root, "text", { x: x(x1), y: y(roof.rate) - 4 - 2 * index, "text-anchor": "end" }, `${roof.name} ${scaled(roof.rate, "FLOP/s")}${clock}`);
+    svg(root, "text", { x: x(x1), y: y(roof.rate) - 10, "text-anchor": "end" }, `${roof.name} ${scaled(roof.rate, "FLOP/s")}${clock}`);
   });
   ["knee at", ...panel.knees].reverse().forEach((text, line) => {
     if (panel.knees.length) svg(root, "text", { x: x(x1), y: HEIGHT - BOTTOM - 6 - 13 * line, "text-anchor": "end", class: "muted" }, text);
