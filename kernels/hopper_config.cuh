@@ -21,7 +21,7 @@ constexpr int kStageTiles = STAGE_TILES;  // K tiles of 128 that one pipeline st
 constexpr int kStages = STAGES;           // depth of the pipeline
 constexpr int kCluster = CLUSTER;         // CTAs a cluster
 constexpr bool kMulticast = MULTICAST;    // the cluster shares a batch tile (activations multicast); else it splits K
-constexpr bool kScaleAccumulators = SCALE_ACCUMULATORS;  // group scales go on FP32 sums; else on the FP16 weights
+constexpr bool kScaleAccumulators = SCALE_ACCUMULATORS;  // group scales go on FP32 sums; else on the weights
 constexpr int kCtasPerSm = CTAS_PER_SM;                  // CTAs that must fit an SM at once
 constexpr bool kEarlyTrigger = EARLY_TRIGGER;  // the next launch may become resident at once, else after the last copy
 constexpr int kInFlight = IN_FLIGHT;           // steps of products that run while the next step's weights are dequantised
@@ -95,6 +95,5 @@ static_assert(kWarpgroups % kSplit == 0 && kStageTiles % kSplit == 0, "every war
 static_assert(kSplit == 1 || kSplitCluster, "warpgroups that split K meet in the cluster's exchange");
 static_assert(!kTail || (kCluster == 1 && kSplit == 1), "pieces are handed out to single CTAs");
 static_assert(kStages >= 2, "a consumer holds one stage while it waits for the next");
-static_assert(!kBf16 || kScaleAccumulators || kGroupSize == 0, "bfloat16 would round the scaled weights");
 static_assert(kStageActivationBytes % 1024 == 0, "the 128-byte swizzle repeats every 1024 bytes");
 static_assert(!kReallocate || kWarpgroups >= 2, "one warpgroup may have 255 registers anyway");

@@ -389,6 +389,18 @@ __device__ __forceinline__ u32 add_bf16x2(u32 a, u32 b) {
   return d;
 }
 
+__device__ __forceinline__ u32 mul_bf16x2(u32 a, u32 b) {
+  u32 d;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
+__device__ __forceinline__ u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+  u32 d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
 // Bitwise or over the warp. Its result is known to be uniform, so that addresses made from it stay in uniform registers.
 __device__ __forceinline__ u32 redux_or(u32 value) {
   u32 d;

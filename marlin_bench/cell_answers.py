@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from marlin_bench.backends.protocol import Backend, EightBitActivations, Packed
+from marlin_bench.backends.protocol import Backend, Choice, EightBitActivations, Packed
 from marlin_bench.entrant import DISTINCT_SETS, DTYPES, LayerCache
 from marlin_bench.machine import Machine
 from marlin_bench.operands import WeightSource, expected_product, make_activations
@@ -33,17 +33,18 @@ class Answers:
         return self._activations[dtype]
 
     def expected(
-        self, backend: Backend, packed: Sequence[Packed], eight_bit: Sequence[EightBitActivations]
+        self, backend: Backend, packed: Sequence[Packed], choice: Choice, eight_bit: Sequence[EightBitActivations]
     ) -> list[Tensor]:
         """Float64 answers of the distinct sets; those judged against the canonical operands share theirs."""
         count = min(DISTINCT_SETS, len(packed))
-        if not eight_bit and not any(one.reference for one in packed[:count]):
+        held = [backend.held_weights(one, choice) for one in packed[:count]]
+        if not eight_bit and not any(held):
             return self.canonical(backend.activation_dtype)[:count]
         activations = self.activations(backend.activation_dtype)
         return [
             expected_product(
                 eight_bit[index].dequantized() if eight_bit else activations[index],
-                WeightSource(self.cache.weights[index], packed[index].reference),
+                WeightSource(self.cache.weights[index], held[index]),
             )
             for index in range(count)
         ]

@@ -115,7 +115,7 @@ def prepare(subject: Subject, problem: Problem, output: Tensor | None = None) ->
     if output is None:
         output = torch.empty(problem.M, problem.N, dtype=DTYPES[backend.output_dtype], device=device)
     choice = first_choice(subject, problem, packed, activations, output)
-    source = WeightSource(weights, packed.reference)
+    source = WeightSource(weights, backend.held_weights(packed, choice))
 
     def expected() -> Tensor:
         if not isinstance(backend, EightBitBackend):

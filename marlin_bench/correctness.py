@@ -46,7 +46,9 @@ class Correctness:
 
         Being right by its own account is not enough: whoever holds noughts and says so would be.
         """
-        if not entrant.eight_bit and not any(one.reference for one in entrant.packed):
+        if not entrant.eight_bit and not any(
+            entrant.backend.held_weights(one, entrant.choice) for one in entrant.packed
+        ):
             return True
         canonical = self.answers.canonical(entrant.backend.activation_dtype)[0]
         error = check_output(results[0], canonical, 0.0, "before").mean_error
@@ -97,7 +99,7 @@ class Correctness:
             ]
             expected = [changed(answer) for answer in entrant.expected]
             if entrant.eight_bit:  # a quantiser need not be symmetric
-                expected = self.answers.expected(entrant.backend, entrant.packed, entrant.eight_bit)
+                expected = self.answers.expected(entrant.backend, entrant.packed, entrant.choice, entrant.eight_bit)
             if self._judge(entrant, results, expected, "after"):
                 right.append(entrant)
         return right

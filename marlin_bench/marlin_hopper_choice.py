@@ -16,10 +16,10 @@ from pathlib import Path
 
 from marlin_bench.layouts.marlin_hopper import K_MULTIPLE, STRIP_COLUMNS, TILE_K
 from marlin_bench.marlin_hopper_config import MOST_PIECES, Schedule, Stripes, Tiling, WeightKind, schedule
+from marlin_bench.marlin_hopper_kinds import is_miscompiled, planned_batch, suited
 
 TABLE = Path(__file__).with_name("marlin_hopper_table.json")
 DEFAULT_RASTER = 8
-_WIDEST_BF16_TILE = 96
 _NARROWEST_REPEATED = 64  # narrower tiles would read the weights too often
 BATCH_TILES = (8, 16, 24, 32, 48, 64, 72, 80, 96, 112, 128, 136, 152)
 _WIDEST_REPEATED = 128  # wider ones cost registers and stages: they are for batches that one or two of them hold
@@ -83,9 +83,7 @@ def fits(plan: Plan, K: int, kind: WeightKind) -> bool:
         return False
     if tiling.splits_k_in_cluster and tiles // tiling.stage_tiles < tiling.cluster:
         return False
-    if kind.bf16 and kind.group_size is not None and not tiling.scale_accumulators:
-        return False
-    if _is_miscompiled(tiling) or not _has_a_fitting_tail(plan):
+    if is_miscompiled(tiling) or not _has_a_fitting_tail(plan):
         return False
     return tiling.depth(kind) >= 2 and tiling.shared_bytes(kind) <= tiling.most_shared_bytes
 
@@ -98,11 +96,6 @@ def _has_a_fitting_tail(plan: Plan) -> bool:
     if tiling.cluster > 1 or tiling.split > 1 or plan.stripes is not Stripes.MANY:
         return False
     return len(plan.tail) <= MOST_PIECES and all(plan.tail)
-
-
-def _is_miscompiled(tiling: Tiling) -> bool:
-    """Builds in which ptxas 13.0 copies sums while products into them are in flight, without a word in its log."""
-    return tiling.scale_accumulators and tiling.step_products == 4 and tiling.blocks == 1 and tiling.batch_tile == 8
 
 
 @cache
@@ -143,12 +136,6 @@ def tightest_batch_tile(M: int, widest: int) -> int:
 
     fitting = [tile for tile in BATCH_TILES if tile <= widest and is_sensible(tile)]
     return min(fitting or [widest], key=lambda tile: (-(-M // tile) * (tile + _ROWS_PER_TILE), -tile))
-
-
-def _bf16_tiling(batch_tile: int) -> Tiling:
-    """Group scales on the sums need two sets of sums: one 64-row block a warpgroup above 48 rows, 96 rows at most."""
-    batch_tile = min(batch_tile, _WIDEST_BF16_TILE)
-    return Tiling(batch_tile, blocks=1 if batch_tile > 48 else 2, scale_accumulators=True, reallocate=batch_tile >= 32)
 
 
 # A cluster of two splits K of so many columns, all clusters at once: {columns: {batch tile: tiling}}.
@@ -249,7 +236,7 @@ def _cluster_plan(batch_tile: int, batch_tiles: int, N: int, K: int, sm_count: i
 
 
 def _default_rule(M: int, N: int, K: int, sm_count: int) -> Plan:
-    """The rule for FP16 in groups of 128: what the measured layers nearest in shape take.
+    """The rule, as for FP16 in groups of 128: what the measured layers nearest in shape take.
 
     Up to 64 rows (with few columns, up to 136) clusters of two split K where all of them run at once; wider layers
     stripe tiles of 256 columns.
@@ -288,54 +275,32 @@ def _even_ctas(tiles: int, sm_count: int) -> int | None:
     return next((ctas for ctas in range(sm_count, sm_count * 15 // 16, -1) if tiles % ctas == 0), None)
 
 
-def _careful_rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
-    """The rule for all other kinds of weights: tilings that leave registers for what they need more."""
-    batch_tile = tightest_batch_tile(M, _WIDEST_REPEATED)
-    if kind.bf16 and kind.group_size is not None:
-        return Plan(_bf16_tiling(batch_tile))
-    strip_pairs = 2 * -(-N // 128)
-    if batch_tile <= 64 and strip_pairs <= sm_count and K // TILE_K >= _SHORTEST_SPLIT_TILES:
-        return Plan(Tiling(batch_tile, cluster=2, scale_accumulators=batch_tile <= 32))
-    if batch_tile <= 32:
-        # Groups of 64 add scales twice as often: with two K tiles unrolled the loop spills.
-        stage_tiles = 1 if kind.group_size == 64 else 2
-        return Plan(Tiling(batch_tile, blocks=2, stage_tiles=stage_tiles, scale_accumulators=True, reallocate=True))
-    if batch_tile <= 64:
-        return Plan(Tiling(batch_tile, blocks=2, stage_tiles=2, reallocate=True))
-    narrow = -(-N // 256) * -(-M // batch_tile) * 4 < sm_count * 3
-    return Plan(Tiling(batch_tile, blocks=1 if narrow else 2, reallocate=True))
+def _for_kind(plan: Plan, kind: WeightKind) -> Plan:
+    return replace(plan, tiling=suited(plan.tiling, kind))
 
 
 def rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
     """A plan without measurements of the layer."""
-    if kind == WeightKind():
-        plan = _default_rule(M, N, K, sm_count)
-        if fits(plan, K, kind):
-            return plan
-    return _careful_rule(M, N, K, sm_count, kind)
+    return _for_kind(_default_rule(planned_batch(M, kind), N, K, sm_count), kind)
 
 
 def choose(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
-    """The plan for a product: the table's where it holds the layer (groups of 128, FP16), else the rule's."""
-    if kind == WeightKind():
-        measured = _measured(M, N, K)
-        if measured is not None and fits(measured, K, kind):
-            return measured
+    """The plan for a product: the table's where it holds the layer, else the rule's."""
+    measured = _measured(planned_batch(M, kind), N, K)
+    if measured is not None and fits(plan := _for_kind(measured, kind), K, kind):
+        return plan
     return rule(M, N, K, sm_count, kind)
 
 
 def reachable_builds(sm_count: int = 132) -> list[tuple[Tiling, WeightKind]]:
-    """Builds that CI compiles: all that the table leads to, and the rule's for other layers and kinds of weights."""
+    """Builds that CI compiles: all that the table leads to and the rule for other layers, of every kind of weights."""
     builds: dict[tuple[Tiling, WeightKind], None] = {}
     sizes = (1, *range(8, 5120, 8))  # tiles are multiples of 8, so batches between two of these choose as the next
-    for N, K in _table(TABLE):
-        for M in sizes:
-            builds[choose(M, N, K, sm_count, WeightKind()).tiling, WeightKind()] = None
-    for N in (2048, 4096, 5120, 8192, 10240, 12288, 15360, 22016, 28672, 57344):
-        for M in sizes:
-            builds[rule(M, N, 4096, sm_count, WeightKind()).tiling, WeightKind()] = None
-    for group_size, zero_points, bf16 in product((64, 128, None), (False, True), (False, True)):
+    for group_size, zero_points, bf16 in product((128, 64, None), (False, True), (False, True)):
         kind = WeightKind(group_size, zero_points, bf16)
-        for M in (32, _WIDEST_REPEATED + 1):
-            builds[rule(M, 18432, 73728, sm_count, kind).tiling, kind] = None
+        for M in dict.fromkeys(planned_batch(M, kind) for M in sizes):
+            for N, K in _table(TABLE):
+                builds[choose(M, N, K, sm_count, kind).tiling, kind] = None
+            for N in (2048, 4096, 5120, 8192, 10240, 12288, 15360, 22016, 28672, 57344):
+                builds[rule(M, N, 4096, sm_count, kind).tiling, kind] = None
     return list(builds)

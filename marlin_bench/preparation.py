@@ -110,7 +110,7 @@ class Preparation:
             launches = launches_with(choice)
             self.machine.synchronize()
         prepare_s = time.monotonic() - began
-        expected = self.answers.expected(backend, packed, eight_bit)
+        expected = self.answers.expected(backend, packed, choice, eight_bit)
         return Entrant(backend, packed, outputs, expected, choice, tuning, launches, prepare_s, eight_bit)
 
     def _choose(

@@ -385,6 +385,26 @@ def test_whoever_quantises_for_itself_is_judged_by_what_it_holds_and_its_error_t
     assert records["sim_fp16"].canonical_error is None
 
 
+@pytest.mark.parametrize("choice", [{"weights": "coarse"}, {"weights": "canonical"}])
+def test_a_choice_that_rounds_weights_further_is_judged_by_those(choice):
+    def coarse(weights):
+        return (weights.dequantized().float() * 32).round().half() / 32
+
+    def pack(self, weights):
+        held = coarse(weights) if choice["weights"] == "coarse" else weights.dequantized()
+        return Packed({"weights": held}, reference=lambda columns: coarse(weights)[:, columns],
+                      extra={"shape": (weights.K, weights.N), "group": weights.group_size})  # fmt: skip
+
+    def held_weights(self, packed, choice):
+        return packed.reference if choice["weights"] == "coarse" else None
+
+    stand_in("rounding_by_choice", pack=pack, held_weights=held_weights, tune=lambda *_: choice)
+    record = measure("sim_fp16", "rounding_by_choice")["rounding_by_choice"]
+    assert record.status is Status.OK
+    assert record.checks[0].mean_error < 1e-3
+    assert (record.canonical_error is not None) == (choice["weights"] == "coarse")
+
+
 def test_weights_that_are_right_by_their_own_account_alone_are_wrong():
     def pack(self, weights):
         held = weights.dequantized().float().roll(1, 0)  # other weights, honestly declared

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marlin_bench.backends.marlin_hopper import MarlinHopperBf16
+from marlin_bench.backends.protocol import Packed
 from marlin_bench.layouts.marlin_hopper import CODE_BYTES, HopperWeights, block_bytes, pack, unpack
 from marlin_bench.marlin_hopper_choice import (
     BATCH_TILES,
@@ -91,6 +93,82 @@ def test_each_thread_finds_its_wgmma_fragment_in_its_words():
             assert code == weights.codes[k, column]
             seen.add((k, column))
     assert len(seen) == 256 * 256
+
+
+def bf16(values):
+    """Rounded to BF16, as float64."""
+    return values.to(torch.bfloat16).double()
+
+
+def read_as_bf16(half):
+    """What the bits of an FP16 number are in BF16, as a float."""
+    return float(torch.tensor(np.float16(half).view(np.int16)).view(torch.bfloat16))
+
+
+def integers_in_bf16(code, zero):
+    """(code - zero) · 4 · 2^-133 for rows g and g + 8, made in FP16 as `weights_bf16` does before scaling."""
+    minus_zero = -np.uint16(zero << 2).view(np.float16)
+    low = np.uint16(code << 2).view(np.float16) + minus_zero
+    high = np.uint16(code << 6).view(np.float16) * np.float16(2.0**-4) + minus_zero
+    return read_as_bf16(low), read_as_bf16(high)
+
+
+def test_bf16_operations_round_every_scaled_weight_once():
+    """All FP16 scales below 32, codes and zero points: hopper_dequantize.cuh computes the canonical BF16 weight."""
+    scales = torch.arange(0, 2**15, dtype=torch.int16).view(torch.float16)
+    scales = torch.cat([scales, -scales])
+    scales = scales[scales.abs() < 32].double()
+    raised = scales * 2.0**122
+    rounded = bf16(raised)
+    rest = raised - rounded
+    assert torch.equal(bf16(rest), rest)
+    of_difference = {}
+    for code, zero in np.ndindex(16, 16):
+        low, high = integers_in_bf16(code, zero)
+        assert low == high == (code - zero) * 2.0**-131
+        of_difference[code - zero] = low, (code, zero)
+    for integer, (code, zero) in of_difference.values():
+        assert torch.equal(bf16(integer * rest), integer * rest)
+        weights = bf16(integer * rounded + integer * rest) * 512  # exact in float64 until it is rounded
+        shape = (1, len(scales))
+        canonical = QuantizedWeights(
+            torch.full(shape, code, dtype=torch.uint8),
+            scales.half()[None],
+            torch.full(shape, zero, dtype=torch.uint8),
+            group_size=1,
+        )
+        assert torch.equal(weights, canonical.dequantized(dtype=torch.bfloat16)[0].double())
+
+
+def test_bf16_integers_are_exact():
+    """Those that go to the tensor cores unscaled: 128 + 4 · code less 128 + 4 · zero, and the same at 2^33 and 2^28."""
+    for code, zero in np.ndindex(16, 16):
+        half = np.uint16(code << 6).view(np.float16) * np.float16(2.0**15) + np.float16(32)
+        for raised, unit, offset in ((128.0 + 4 * code, 4.0, 128.0), (read_as_bf16(half), 2.0**28, 2.0**33)):
+            taken_off = offset + unit * zero
+            assert raised == offset + unit * code
+            for value in (raised, taken_off, raised - taken_off):
+                assert float(bf16(torch.tensor(value, dtype=torch.float64))) == value
+
+
+@pytest.mark.parametrize(
+    ("plan", "group_size", "rounds"),
+    [
+        ("b64_w2_m2_t2_p4_x2_regs", 128, True),
+        ("b32_w2_m2_t2_p4_acc_regs", 128, False),
+        ("b64_w2_m2_t2_p4_x2_regs", None, False),
+    ],
+)
+def test_bf16_is_judged_by_rounded_weights_where_the_plan_rounds_them(plan, group_size, rounds):
+    weights = random_weights(256, 128, group_size, zero_points=True)
+    blobs = pack(weights)
+    packed = Packed(
+        {"packed": blobs.packed, "column_factors": blobs.column_factors},
+        reference=weights.dequantized,
+        extra={"K": 256, "N": 128, "group_size": group_size, "zero_points": True},
+    )
+    held = MarlinHopperBf16().held_weights(packed, {"plan": plan, "pdl": "1"})
+    assert (held is not None) == rounds
 
 
 def test_scales_and_zeros_lie_by_row_pairs_of_a_warp():

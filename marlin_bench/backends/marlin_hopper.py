@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from marlin_bench.kernel_launch import kernel_function
 from marlin_bench.layouts.marlin_hopper import HopperWeights, block_bytes, pack
 from marlin_bench.marlin_hopper_choice import Plan, choose
 from marlin_bench.marlin_hopper_config import MOST_PIECES, Schedule, Tiling, WeightKind, k_tiles, strips
+from marlin_bench.marlin_hopper_kinds import rounds_weights
 from marlin_bench.problem import Format, Problem, int4
 from marlin_bench.quantize import QuantizedWeights
 
@@ -221,13 +223,26 @@ class MarlinHopper(CudaKernel):
 
 
 class MarlinHopperBf16(MarlinHopper):
-    """The same with BF16 activations; group scales stay FP16 and go on the FP32 sums."""
+    """The same with BF16 activations; scales stay FP16.
+
+    Where group scales go on the weights (from 33 rows on) those are the canonical ones rounded once to BF16, as a dense
+    BF16 layer would hold them; with scales on the sums weights are not rounded at all.
+    """
 
     name = "marlin_hopper_bf16"
     summary = "Marlin for Hopper with BF16 activations and outputs"
     activation_dtype: ClassVar[Dtype] = "bf16"
     output_dtype: ClassVar[Dtype] = "bf16"
     dtype = torch.bfloat16
+
+    def pack(self, weights: QuantizedWeights) -> Packed:
+        """The same blobs; `reference` is the weights in BF16."""
+        return replace(super().pack(weights), reference=lambda columns: weights.dequantized(columns, self.dtype))
+
+    def held_weights(self, packed: Packed, choice: Choice) -> Callable[[slice], Tensor] | None:
+        """Those in BF16 where the plan rounds weights to it."""
+        kind = WeightKind(self._weights(packed).group_size, bf16=True)
+        return packed.reference if rounds_weights(Plan.parse(choice["plan"]).tiling, kind) else None
 
 
 class HopperLinearKernel:

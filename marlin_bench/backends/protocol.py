@@ -164,6 +164,13 @@ class Backend(ABC):
     def pack(self, weights: QuantizedWeights) -> Packed:
         """The canonical weights in this backend's order, on the weights' device; once a layer and operand set."""
 
+    def held_weights(self, packed: Packed, choice: Choice) -> Callable[[slice], Tensor] | None:
+        """The [K, N] weights that products with `choice` are judged by; None: the canonical ones.
+
+        For backends whose choice decides whether weights are rounded further; for all others it is what they packed.
+        """
+        return packed.reference
+
     def candidates(self, problem: Problem, device: DeviceTraits, effort: Effort) -> Sequence[Choice]:
         """Configurations worth timing for `problem`, the library's own choice first; empty where `tune` decides.
 

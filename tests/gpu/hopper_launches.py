@@ -48,6 +48,13 @@ CASES = (
     (12, 320, 2048, "b16_w2_m2_t1_acc_regs:ctas=3", True, WeightKind(64, zero_points=True)),
     (40, 192, 1024, "b40_w2_m1_t1_c2", False, WeightKind(None, zero_points=True)),
     (90, 320, 1024, "b96_w2_m1_t1_acc_regs:ctas=2", True, WeightKind(128, bf16=True)),
+    (7, 576, 4096, "b8_w2_m2_t2_s3_p4_acc_early_regs_tail:ctas=5:tail=3.2.1.1", True, WeightKind(128, bf16=True)),
+    (16, 192, 2048, "b16_w2_m1_t2_p4_c2_acc_pair_early", True, WeightKind(128, True, bf16=True)),
+    (61, 320, 1024, "b64_w2k2_m1_t2_c2_early_regs", True, WeightKind(64, bf16=True)),
+    (72, 576, 1024, "b72_w2_m2_t2_x2_early_regs:ctas=6", False, WeightKind(128, True, bf16=True)),
+    (130, 192, 1024, "b136_w2_m1_t1_c2_early_regs", False, WeightKind(128, True)),
+    (133, 576, 1024, "b128_w2_m2_t2_early_regs:ctas=4", True, WeightKind(128, bf16=True)),
+    (20, 832, 1024, "b24_w3_m2_t1_p4_c2_early_regs", True, WeightKind(64, True)),
 )
 
 

@@ -10,6 +10,7 @@ from marlin_bench.check import check_output, fault
 from marlin_bench.layouts.marlin_hopper import pack
 from marlin_bench.marlin_hopper_choice import BATCH_TILES, TABLE, Plan, choose
 from marlin_bench.marlin_hopper_config import WeightKind
+from marlin_bench.marlin_hopper_kinds import rounds_weights
 from marlin_bench.quantize import QuantizedWeights, quantize
 
 pytestmark = pytest.mark.gpu
@@ -55,10 +56,14 @@ def multiply(weights, activations, plan=None, bias=None, dependent=True, workspa
     return output
 
 
-def expected(weights, activations, bias=None):
-    """float64 product with the dequantised weights."""
+def expected(weights, activations, bias=None, plan=None):
+    """float64 product with the dequantised weights, in BF16 where the plan (by default the chosen one) rounds to it."""
+    M, K = activations.shape
+    kind = WeightKind(weights.group_size, weights.zeros is not None, activations.dtype is torch.bfloat16)
+    plan = plan or choose(M, weights.N, K, sm_count(), kind)
+    dtype = torch.bfloat16 if rounds_weights(plan.tiling, kind) else torch.float16
     columns = [slice(n, n + 2048) for n in range(0, weights.N, 2048)]
-    blocks = [activations.double() @ weights.dequantized(c).double() for c in columns]
+    blocks = [activations.double() @ weights.dequantized(c, dtype).double() for c in columns]
     product = torch.cat(blocks, dim=1)
     return product if bias is None else product + bias.double()
 
@@ -96,22 +101,34 @@ def test_small_and_odd_layers_are_right(K, N, M, generator):
     assert_close(multiply(weights, activations), expected(weights, activations))
 
 
-def table_plans():
+def table_plans(kind):
     """Every plan of the table, cut down to every narrower batch tile as the chooser does."""
     layers = json.loads(TABLE.read_text(encoding="utf-8"))["layers"]
     sizes = [*BATCH_TILES, *(2 * tile for tile in BATCH_TILES if tile > 64), 513, 1025, 5000]
-    return sorted({choose(M, layer["N"], layer["K"], 132, WeightKind()).name for layer in layers for M in sizes})
+    return sorted({choose(M, layer["N"], layer["K"], 132, kind).name for layer in layers for M in sizes})
 
 
-@pytest.mark.parametrize("name", table_plans())
-def test_every_plan_of_the_table_is_right_at_ragged_batches(name, generator):
+def name_of(kind):
+    dtype, group = "bf16" if kind.bf16 else "fp16", kind.group_size or "column"
+    return f"{dtype}-{group}" + ("-zeros" if kind.zero_points else "")
+
+
+EVERY_KIND = [WeightKind(*kind, bf16) for kind in KINDS for bf16 in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [pytest.param(kind, name, id=f"{name_of(kind)}-{name}") for kind in EVERY_KIND for name in table_plans(kind)],
+)
+def test_every_plan_of_the_table_is_right_at_ragged_batches(kind, name, generator):
     plan = Plan.parse(name)
     tile = plan.tiling.batch_tile
-    weights = make_weights(4096, 1600)
+    weights = make_weights(4096, 1600, kind.group_size, kind.zero_points)
     packed = pack(weights)
+    dtype = torch.bfloat16 if kind.bf16 else torch.float16
     for M in (1, tile - 1, tile, tile + 1, 3 * tile + 5):
-        activations = torch.randn((M, 4096), device="cuda", generator=generator).half()
-        assert_close(multiply(packed, activations, plan), expected(weights, activations))
+        activations = torch.randn((M, 4096), device="cuda", generator=generator).to(dtype)
+        assert_close(multiply(packed, activations, plan), expected(weights, activations, plan=plan))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
@@ -122,6 +139,23 @@ def test_identity_activations_give_the_dequantised_weights_bit_for_bit(group_siz
     for M in (8, 32, 64, 1024):
         output = multiply(weights, identity[:M])
         assert torch.equal(output, weights.dequantized(dtype=dtype)[:M])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("group_size", [64, 128])
+def test_scales_of_every_significand_give_the_dequantised_weights_bit_for_bit(group_size, zero_points, dtype):
+    """All 1024 significands in each of the eight binades that a column's scales may span, all codes and zero points."""
+    K, N = 8 * group_size, 1024
+    rows, columns = torch.arange(K, device="cuda"), torch.arange(N, device="cuda")
+    codes = ((rows[:, None] + columns) % 16).to(torch.uint8)
+    groups = torch.arange(8, device="cuda")[:, None]
+    scales = ((1 + columns / 1024) * 2.0 ** -((groups + columns) % 8)).half()
+    zeros = ((groups * 5 + columns) % 16).to(torch.uint8) if zero_points else None
+    weights = QuantizedWeights(codes, scales, zeros, group_size=group_size)
+    identity = torch.eye(K, device="cuda", dtype=dtype)
+    for M in (8, 64, K):
+        assert torch.equal(multiply(weights, identity[:M]), weights.dequantized(dtype=dtype)[:M])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])

@@ -1,0 +1,73 @@
+"""How a tiling that was measured with FP16 weights in groups of 128 serves the other kinds of weights.
+
+All kinds share the plans of marlin_hopper_choice.py. What differs is where group scales go, and how many batch tiles a
+kind has builds for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from marlin_bench.marlin_hopper_config import Tiling, WeightKind
+
+_WIDEST_SCALED_SUMS = 32
+_WIDEST_SCALED_BLOCK = 64
+_COARSE_BATCHES = (8, 16, 32, 64)
+_COARSE_STEP = 128
+
+
+def planned_batch(M: int, kind: WeightKind) -> int:
+    """The batch whose plan M rows take: M itself in groups of 128, else one of few, so that there are few builds."""
+    if kind.group_size == WeightKind().group_size:
+        return M
+    return next((batch for batch in _COARSE_BATCHES if batch >= M), -(-M // _COARSE_STEP) * _COARSE_STEP)
+
+
+def suited(tiling: Tiling, kind: WeightKind) -> Tiling:
+    """The tiling with scales where this kind is fastest, and no more stages and registers than it has room for."""
+    if kind == WeightKind():
+        return tiling
+    found = replace(tiling, scale_accumulators=_scales_sums(tiling, kind))
+    if is_miscompiled(found) or _is_short_of_registers(found, kind):
+        found = replace(found, step_products=2)
+    if kind.group_size == 64 and found.scale_accumulators:
+        found = _with_groups_of_64_on_sums(found)
+    if found.stages is not None and found.shared_bytes(kind) > found.most_shared_bytes:
+        found = replace(found, stages=None)
+    return found
+
+
+def _scales_sums(tiling: Tiling, kind: WeightKind) -> bool:
+    """Scales on the sums where 8 weights then take fewer instructions: not with plain FP16 in groups of 64."""
+    if kind.group_size is None or kind == WeightKind(64):
+        return False
+    has_room = kind.bf16 and kind.group_size == 128 and tiling.blocks == 1 and tiling.warpgroups < 4
+    return tiling.batch_tile <= (_WIDEST_SCALED_BLOCK if has_room else _WIDEST_SCALED_SUMS)
+
+
+def _with_groups_of_64_on_sums(tiling: Tiling) -> Tiling:
+    """Sums are scaled once a half K tile: unrolled less where that would spill."""
+    if tiling.warpgroups > 4 or (tiling.batch_tile == 32 and tiling.split == 1 and tiling.warpgroups == 2):
+        return replace(tiling, stage_tiles=1)
+    if tiling.batch_tile == 32 and tiling.warpgroups * tiling.blocks > 4:
+        return replace(tiling, step_products=1)
+    return tiling
+
+
+def rounds_weights(tiling: Tiling, kind: WeightKind) -> bool:
+    """Whether products are those of BF16 weights, the canonical ones rounded once: scales go on the weights then."""
+    return kind.bf16 and kind.group_size is not None and not tiling.scale_accumulators
+
+
+def _is_short_of_registers(tiling: Tiling, kind: WeightKind) -> bool:
+    """Builds whose steps of four products would spill."""
+    if tiling.step_products < 4:
+        return False
+    if tiling.scale_accumulators:
+        return tiling.warpgroups == 3 or (kind.group_size == 64 and tiling.batch_tile >= 16)
+    return kind.bf16 and kind.zero_points and tiling.blocks == 2 and tiling.batch_tile >= 128
+
+
+def is_miscompiled(tiling: Tiling) -> bool:
+    """Builds in which ptxas 13.0 copies sums while products into them are in flight, without a word in its log."""
+    return tiling.scale_accumulators and tiling.step_products == 4 and tiling.blocks == 1 and tiling.batch_tile == 8
