@@ -28,6 +28,7 @@ constexpr int kInFlight = IN_FLIGHT;           // steps of products that run whi
 constexpr int kStepProducts = STEP_PRODUCTS;   // k16 products of a block in one step
 constexpr bool kBlockOrder = BLOCK_ORDER;  // products of a block follow each other
 constexpr bool kReallocate = REALLOCATE;       // the producer hands its registers to the consumers
+constexpr bool kBulkStore = BULK_STORE;  // whole tiles leave by tensor-map copies beside the next tile's main loop
 constexpr bool kTail = TAIL;  // the last units of every tile go to whichever CTA comes free, see hopper_tail.cuh
 
 constexpr int kTileK = 128;
@@ -54,6 +55,7 @@ constexpr int kStripBytes = 2 * kBlockBytes;
 // One pipeline stage in shared memory.
 constexpr int kPanelBytes = kBatchTile * 128;  // 64 K of the batch tile, 128-byte swizzled
 constexpr int kStageActivationBytes = kStageTiles * 2 * kPanelBytes;
+constexpr int kOutputBoxBytes = kBatchTile * 128;  // 64 features of a tile on its way out, 128-byte swizzled
 constexpr int kStageWeightBytes = kStageTiles * kTileRows / kBlockRows * kBlockBytes;
 
 // Shared memory: activations | weights | exchange | output staging | barriers and a broadcast word.
@@ -93,6 +95,9 @@ static_assert(kBatchTile % 8 == 0 && kBatchTile <= 256, "wgmma takes multiples o
 static_assert(kBatchShares || !kSplitCluster || kTileRows / 16 % kCluster == 0, "each CTA finishes whole 16-row groups");
 static_assert(kWarpgroups % kSplit == 0 && kStageTiles % kSplit == 0, "every warpgroup needs K tiles of its own");
 static_assert(kSplit == 1 || kSplitCluster, "warpgroups that split K meet in the cluster's exchange");
+static_assert(!kBulkStore || (kReallocate && !kSplitCluster && !kTail), "a warp is free to store tiles that one CTA ends");
+static_assert(!kBulkStore || (kBatchTile % 16 == 0 && kTileRows * kBatchTile * 2 <= kStageActivationBytes),
+              "a tile in whole squares takes the place of a stage's activations");
 static_assert(!kTail || (kCluster == 1 && kSplit == 1), "pieces are handed out to single CTAs");
 static_assert(kStages >= 2, "a consumer holds one stage while it waits for the next");
 static_assert(kStageActivationBytes % 1024 == 0, "the 128-byte swizzle repeats every 1024 bytes");

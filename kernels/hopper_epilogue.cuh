@@ -65,10 +65,9 @@ class ColumnFactors {
   float values_[kHeld];
 };
 
-// Puts 16 batch rows (two n8 blocks of sums, `left` and `right`) x 16 features of one warp into `square`, kSquareBytes.
-__device__ __forceinline__ void stage_16x16(const FeaturePair& features, const float* left, const float* right,
-                                            u32 square, int lane) {
-  u32 matrices[4];
+// 16 batch rows (two n8 blocks of sums, `left` and `right`) x 16 features of one warp, as stmatrix takes them.
+__device__ __forceinline__ void pack_16x16(u32 (&matrices)[4], const FeaturePair& features, const float* left,
+                                           const float* right) {
 #pragma unroll
   for (int block = 0; block < 2; ++block) {
     const float* sums = block ? right : left;
@@ -77,6 +76,13 @@ __device__ __forceinline__ void stage_16x16(const FeaturePair& features, const f
     matrices[2 * block + 1] = pack_pair(fmaf(sums[2], features.high_factor, features.high_bias),
                                         fmaf(sums[3], features.high_factor, features.high_bias));
   }
+}
+
+// Puts them into `square`, kSquareBytes.
+__device__ __forceinline__ void stage_16x16(const FeaturePair& features, const float* left, const float* right,
+                                            u32 square, int lane) {
+  u32 matrices[4];
+  pack_16x16(matrices, features, left, right);
   // [16 rows][2 x 8 features], the two halves of a row exchanged in every other group of four rows against bank conflicts.
   const int written = (lane >> 4) * 8 + (lane & 7);
   const int written_half = (lane >> 3 & 1) ^ (written >> 2 & 1);
@@ -127,6 +133,26 @@ __device__ __forceinline__ void store_tile(const Output& output, const float (&s
         store_16x16(output, staging + i * kSquareBytes, feature, first_row + n, rows - n, lane);
       }
       __syncwarp();
+    }
+  }
+}
+
+// The same of a whole tile, into boxes of 64 features, 128-byte swizzled, for a tensor map: `boxes` is the warpgroup's first.
+__device__ __forceinline__ void stage_tile(const Output& output, const float (&sums)[kBlocks][kBatchTile / 2],
+                                           const ColumnFactors<kBlocks>& factors, int first_feature, u32 boxes,
+                                           int warp_in_group, int lane) {
+  const int row = (lane >> 4) * 8 + (lane & 7);
+  const int chunk = (warp_in_group * 2 + (lane >> 3 & 1)) ^ (lane & 7);
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    const int feature = first_feature + block * kBlockRows;
+    if (feature >= output.N) continue;
+    const FeaturePair features = factors.features(output, block, feature, lane);
+#pragma unroll
+    for (int n = 0; n < kBatchTile; n += 16) {
+      u32 matrices[4];
+      pack_16x16(matrices, features, &sums[block][n / 2], &sums[block][n / 2 + 4]);
+      stmatrix_x4_trans(boxes + block * kOutputBoxBytes + (n + row) * 128 + chunk * 16, matrices);
     }
   }
 }

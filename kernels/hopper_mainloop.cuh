@@ -100,7 +100,10 @@ class Mainloop {
   }
 
   // sums = the segment's products; leaves no stage unreleased.
-  __device__ __forceinline__ void run(Sums& sums, int units) {
+  __device__ __forceinline__ void run(Sums& sums, int units) { ring_.release(run_and_keep(sums, units), at_.lane); }
+
+  // The same, but keeps the last stage, whose index it returns.
+  __device__ __forceinline__ int run_and_keep(Sums& sums, int units) {
     clear(sums);
     if constexpr (kPromote) clear(products_);
     ring_.wait_full(cursor_);
@@ -114,9 +117,11 @@ class Mainloop {
       previous = stage;
     }
     wgmma_wait_group<0>();
-    ring_.release(previous, at_.lane);
     if constexpr (kPromote) promote(sums, products_, scales_);
+    return previous;
   }
+
+  __device__ __forceinline__ void release(int stage) const { ring_.release(stage, at_.lane); }
 
  private:
   __device__ __forceinline__ static void clear(Sums& sums) {

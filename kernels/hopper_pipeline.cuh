@@ -16,6 +16,8 @@
 #define EVERY_LANE_RELEASES 0
 #endif
 
+constexpr u32 kStoreBarrier = 2;  // from the consumers to the warp that stores
+
 struct alignas(64) TensorMap {
   u64 opaque[16];
 };
@@ -63,6 +65,16 @@ struct Ring {
   // The first round finds every stage empty: a wait for the phase before the first one returns at once.
   __device__ __forceinline__ void wait_empty(StageCursor cursor) const {
     while (!mbarrier_try_wait_parity(empty(cursor.index), cursor.phase ^ 1)) {
+    }
+  }
+  // One warp in place of all consumer warps.
+  __device__ __forceinline__ void release_for_all(int stage, int lane) const {
+    for (int i = lane; i < kConsumerWarps * kTeam * (EVERY_LANE_RELEASES ? 32 : 1); i += 32) {
+      if constexpr (kTeam > 1) {
+        mbarrier_arrive_cluster(empty(stage), i % kTeam);
+      } else {
+        mbarrier_arrive(empty(stage));
+      }
     }
   }
   __device__ __forceinline__ void release(int stage, int lane) const {
@@ -148,19 +160,52 @@ __device__ __forceinline__ void copy_activations(const Ring& ring, int stage, co
   }
 }
 
-// All activations of a CTA's own segments. One thread runs this.
+// All activations of a CTA's own segments, once the previous kernel of the stream has ended. One thread runs this. The first
+// tile is looked up before, which takes a few hundred clocks.
 __device__ __forceinline__ void produce_activations(const Ring& ring, const Schedule& schedule,
                                                     const TensorMap* activations) {
   Segments segments(schedule);
   Segment segment;
   StageCursor cursor;
   const int rank = kTeam > 1 ? blockIdx.x % kTeam : 0;
+  bool is_first = true;
   while (segments.next(segment)) {
     const int first_row = tile_position(schedule, segment.tile).batch_tile * kBatchTile;
     for (int unit = segment.last - 1; unit >= segment.first; --unit) {
       ring.wait_empty(cursor);
+      if (is_first) griddepcontrol_wait();
+      is_first = false;
       copy_activations(ring, cursor.index, activations, rank, first_row, unit);
       cursor.advance();
     }
+  }
+}
+
+// Sends off the whole tiles of a CTA's own segments. The consumers put them where the activations of their last stage were;
+// when a tile is read, the stage is given back for all of them. One warp runs this.
+__device__ __forceinline__ void store_tiles(const Ring& ring, const Schedule& schedule, const TensorMap* outputs,
+                                            int features, int lane) {
+  Segments segments(schedule);
+  Segment segment;
+  int units = 0;
+  while (segments.next(segment)) {
+    units += segment.last - segment.first;
+    if (segment.last - segment.first < schedule.units_per_tile) continue;
+    const TilePosition position = tile_position(schedule, segment.tile);
+    const int stage = (units - 1) % kStages;
+    bar_sync(kStoreBarrier, kConsumerThreads + 32);
+    if (lane == 0) {
+#pragma unroll
+      for (int i = 0; i < kTileRows / kBlockRows; ++i) {
+        const int block = position.row_tile * (kTileRows / kBlockRows) + i;
+        if (block * kBlockRows >= features) continue;
+        cp_async_bulk_tensor_3d_store(outputs, 0, position.batch_tile * kBatchTile, block,
+                                      ring.activations(stage) + i * kOutputBoxBytes);
+      }
+      cp_async_bulk_commit_group();
+      cp_async_bulk_wait_read();
+    }
+    __syncwarp();
+    ring.release_for_all(stage, lane);
   }
 }

@@ -7,6 +7,11 @@
 // dead-lock, and the order of the additions (owner first, then downwards) is the same whoever finishes. The finisher sets
 // the count back to zero for the next launch.
 //
+// Where only the last round is striped, a tile has up to as many parts as there are teams, all left at the same time, and whole
+// tiles follow. There the parts are added by all who left one, when their whole tiles are done: each finishes its share of
+// the tile's squares. Who looks before all have come abandons its share, and the last to come takes what was abandoned
+// before. One word counts a tile's arrivals and looks and marks the abandoned shares; the last to look sets it to zero.
+//
 // Split clusters with a narrow batch tile (for wide ones see hopper_shares.cuh): every CTA sends each other one the sums of the
 // 16-row groups that the other finishes, through distributed shared memory, and adds the parts in the order of (CTA, warpgroup).
 #pragma once
@@ -83,7 +88,7 @@ class SharedTile {
   __device__ __forceinline__ u32 others() const { return owner_ - lowest_; }
   __device__ __forceinline__ u32* arrivals() const { return workspace_.arrivals + owner_ * kTeam + rank_; }
 
-  // Leaves this CTA's sums and counts it in. Thread 0 gets how many were there before; nobody waits for that here.
+  // Leaves this CTA's sums and counts it in. Thread 0 gets the count before; nobody waits for that here.
   __device__ __forceinline__ u32 leave(const Sums& sums) const {
     post(slot(team_), sums);
     bar_sync(kConsumerBarrier, kConsumerThreads);  // thread 0 releases what all threads wrote
@@ -105,6 +110,86 @@ class SharedTile {
 
   const Workspace& workspace_;
   int rank_, team_, lowest_, owner_;
+
+  friend class SharedEnd;
+};
+
+// The end of a tile that is finished in shares, as one of its CTAs sees it. A share is a run of squares, 16 batch rows of a
+// 64-row block each; share 0 is the owner's, and so downwards.
+class SharedEnd {
+ public:
+  __device__ __forceinline__ SharedEnd(const SharedTile& tile) : tile_(tile) {}
+
+  // The shares that are this CTA's to finish, as a mask; thread 0's `before` is what `leave` returned.
+  __device__ __forceinline__ u32 look(u32 before, u32 word) const {
+    u32 shares = 0;
+    if (threadIdx.x == 0) {
+      const u32 sharers = tile_.others() + 1;
+      const int own = tile_.owner_ - tile_.team_;
+      const u32 own_share = own < count() ? 1u << own : 0;
+      const u32 found = atom_add_acq_rel_gpu(tile_.arrivals(), kLook + own_share * kAbandoned);
+      if (found % kLook == sharers) {
+        shares = own_share;
+        if (before % kLook == sharers - 1) shares |= before / kAbandoned;
+      }
+      if (found / kLook % kLook == sharers - 1) st_relaxed_gpu(tile_.arrivals(), 0);
+    }
+    return broadcast(shares, word);
+  }
+
+  // Adds all parts of one share, from the owner's to the lowest, and stores it.
+  __device__ __forceinline__ void finish(int share, const Output& output, const ColumnFactors<kBlocks>& factors,
+                                         int first_feature, int first_row, u32 staging, int lane) const {
+    const int first = kSquaresOfTile * share / count();
+    const int last = kSquaresOfTile * (share + 1) / count();
+    const int rows = min(output.M - first_row, kBatchTile);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      const int feature = first_feature + block * kBlockRows;
+      if (feature >= output.N) continue;
+      const FeaturePair features = factors.features(output, block, feature, lane);
+#pragma unroll 1
+      for (int square = max(first - block * kSquareColumns, 0); square < min(last - block * kSquareColumns, kSquareColumns);
+           ++square) {
+        float left[4] = {}, right[4] = {};
+        add_parts(left, right, block * (kBatchTile / 8) + 2 * square, 2 * square + 1 < kBatchTile / 8);
+        stage_16x16(features, left, right, staging, lane);
+        __syncwarp();
+        store_16x16(output, staging, feature, first_row + 16 * square, rows - 16 * square, lane);
+        __syncwarp();
+      }
+    }
+  }
+
+ private:
+  static constexpr u32 kLook = 1 << 8, kAbandoned = 1 << 16;
+  static constexpr int kPartsAtOnce = 8;
+  static constexpr int kSquaresOfTile = kBlocks * kSquareColumns;
+  static constexpr int kMostShares = kSquaresOfTile < 16 ? kSquaresOfTile : 16;
+
+  __device__ __forceinline__ int count() const { return min(tile_.owner_ - tile_.lowest_ + 1, kMostShares); }
+
+  __device__ __forceinline__ void add_parts(float (&left)[4], float (&right)[4], int n8, bool has_right) const {
+#pragma unroll 1
+    for (int team = tile_.owner_; team >= tile_.lowest_; team -= kPartsAtOnce) {
+      float4 parts[kPartsAtOnce][2];
+#pragma unroll
+      for (int i = 0; i < kPartsAtOnce; ++i) {
+        const bool is_there = team - i >= tile_.lowest_;
+        const float4* part = tile_.slot(is_there ? team - i : team) + n8 * kConsumerThreads;
+        parts[i][0] = is_there ? __ldcg(part) : make_float4(0.f, 0.f, 0.f, 0.f);
+        parts[i][1] = is_there && has_right ? __ldcg(part + kConsumerThreads) : make_float4(0.f, 0.f, 0.f, 0.f);
+      }
+#pragma unroll
+      for (int i = 0; i < kPartsAtOnce; ++i) {
+        const float4 a = parts[i][0], b = parts[i][1];
+        left[0] += a.x, left[1] += a.y, left[2] += a.z, left[3] += a.w;
+        right[0] += b.x, right[1] += b.y, right[2] += b.z, right[3] += b.w;
+      }
+    }
+  }
+
+  const SharedTile& tile_;
 };
 
 // The exchange buffer of a CTA: float4 [source = CTA * kSplit + warpgroup of K][group][n8 block][lane].

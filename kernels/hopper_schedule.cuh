@@ -21,6 +21,7 @@ struct Schedule {
   int batch_tiles;
   int raster;        // batch tiles that are swept together, so that weights are read from HBM once for all of them
   int stream_tiles;  // striped tiles
+  int shared_ends;   // whether all CTAs of a striped tile finish it together, see hopper_reduce.cuh
   // With a tail (hopper_tail.cuh) all tiles are striped, but for their lowest units, which are cut into pieces.
   int tail_units;       // of each tile
   int pieces;           // of each tile's tail
@@ -63,8 +64,11 @@ class Segments {
     } else {
       const int team = blockIdx.x / kTeam;
       const int teams = gridDim.x / kTeam;
-      begin_ = stripe_begin(schedule, team, teams);
-      end_ = stripe_begin(schedule, team + 1, teams);
+      begin_ = end_ = 0;
+      if (schedule.stream_tiles != 0) {
+        begin_ = stripe_begin(schedule, team, teams);
+        end_ = stripe_begin(schedule, team + 1, teams);
+      }
       tile_ = schedule.stream_tiles + team;
     }
   }
@@ -107,12 +111,15 @@ struct TilePosition {
   int batch_tile;
 };
 
+// A division takes 200 clocks, and a launch's first copies wait for it: skipped where the quotient is 0.
+__device__ __forceinline__ int quotient(int dividend, int divisor) { return dividend < divisor ? 0 : dividend / divisor; }
+
 __device__ __forceinline__ TilePosition tile_position(const Schedule& schedule, int tile) {
   const int sweep = schedule.raster * schedule.row_tiles;
-  const int band = tile / sweep;
+  const int band = quotient(tile, sweep);
   const int in_band = tile - band * sweep;
   const int width = min(schedule.raster, schedule.batch_tiles - band * schedule.raster);
-  const int row_tile = in_band / width;
+  const int row_tile = width == 1 ? in_band : quotient(in_band, width);
   const int rank = kTeam > 1 ? blockIdx.x % kTeam : 0;
   return {row_tile * kTeam + rank, band * schedule.raster + in_band - row_tile * width};
 }

@@ -37,11 +37,13 @@ __device__ __forceinline__ void finish_if_last(const Schedule& schedule, const W
 extern __shared__ __align__(1024) unsigned char shared_memory[];
 
 // activations: tensor map of half or bfloat16 A[M,K], see produce_activations
+// outputs:     tensor map of the output as (64, M, N/64) with boxes (64, kBatchTile, 1), for bulk stores
 // packed:      uint8 [strips][k_tiles][2][kBlockBytes], see layouts/marlin_hopper.py
 // output:      half or bfloat16 C[M,N], column factors and bias
 // workspace:   see hopper_reduce.cuh and hopper_tail.cuh; unused by split clusters
 extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
-    marlin_hopper(const __grid_constant__ TensorMap activations, const unsigned char* __restrict__ packed,
+    marlin_hopper(const __grid_constant__ TensorMap activations, const __grid_constant__ TensorMap outputs,
+                  const unsigned char* __restrict__ packed,
                   const __grid_constant__ Output output, const __grid_constant__ Workspace workspace,
                   const __grid_constant__ Schedule schedule, int strips, int k_tiles) {
   const Ring ring{shared_address(shared_memory)};
@@ -87,8 +89,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
       }
       if constexpr (!kEarlyTrigger) griddepcontrol_launch_dependents();
     } else if (lane == 0 && warp == kConsumerWarps + 1) {
-      griddepcontrol_wait();
       produce_activations(ring, schedule, &activations);
+    } else if (kBulkStore && warp == kConsumerWarps + 2) {
+      griddepcontrol_wait();
+      store_tiles(ring, schedule, &outputs, output.N, lane);
     } else if (kTail && lane == 0 && warp == kConsumerWarps + 2) {
       griddepcontrol_wait();
       PostBox(ring).count_parts(schedule, workspace);
@@ -102,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
   } else {
     if constexpr (kReallocate) setmaxnreg_inc<kConsumerRegisters>();
     const int warpgroup = warp / 4;
-    const ConsumerPosition at{warpgroup / kRowWarpgroups, warpgroup % kRowWarpgroups, warp % 4, lane};
+    const ConsumerPosition at{warpgroup / kRowWarpgroups, warpgroup % kRowWarpgroups, warp % 4, lane_id()};
     const u32 staging = ring.base + kStagingAt + warp * kStagingBytes;
     const u32 word = ring.base + kBroadcastAt;
     // This warp's factors of a tile whose sums it has itself, and the end of such a tile.
@@ -111,17 +115,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     };
     const auto own_factors = [&](const TilePosition& position) {
       const int first_feature = own_feature(position);
-      return ColumnFactors<kBlocks>(output, [&](int block) { return first_feature + block * kBlockRows; }, lane);
+      return ColumnFactors<kBlocks>(output, [&](int block) { return first_feature + block * kBlockRows; }, lane_id());
     };
     const auto store = [&](const Sums& sums, const ColumnFactors<kBlocks>& factors, const TilePosition& position) {
-      store_tile(output, sums, factors, own_feature(position), position.batch_tile * kBatchTile, staging, lane);
+      store_tile(output, sums, factors, own_feature(position), position.batch_tile * kBatchTile, staging, lane_id());
     };
     Segments segments(schedule);
     Segment segment;
     Mainloop mainloop(ring, at);
-    // Tiles that this CTA left its sums of, at most one at each end of its piece, and who had come before (thread 0).
+    // Tiles that this CTA left its sums of, at most one at each end of its piece. Who had come before stays in shared memory,
+    // for thread 0.
     int left_tiles[2] = {kNoTile, kNoTile};
-    u32 arrived_before[2] = {};
+    const auto arrived_before = [&](int end) { return word + 4 + 4 * end; };
     bool first = true;
     if constexpr (kTail) {
       const PostBox box(ring);
@@ -194,26 +199,34 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
         });
         break;
       }
-      mainloop.run(sums, segment.last - segment.first);
+      const bool is_whole = segment.last - segment.first == schedule.units_per_tile;
+      const int stage = mainloop.run_and_keep(sums, segment.last - segment.first);
+      if (!kBulkStore || !is_whole) mainloop.release(stage);
       // Outputs and workspace may still be read by the previous kernel until here.
       if (first) griddepcontrol_wait();
       first = false;
-      if (segment.last - segment.first == schedule.units_per_tile) {
+      if (kBulkStore && is_whole) {
+        bar_sync(kConsumerBarrier, kConsumerThreads);  // the other warpgroups' products have read the activations
+        stage_tile(output, sums, factors, own_feature(position),
+                   ring.activations(stage) + at.row_warpgroup * kBlocks * kOutputBoxBytes, at.warp_in_group, lane_id());
+        fence_proxy_async_shared();
+        bar_arrive(kStoreBarrier, kConsumerThreads + 32);
+      } else if (is_whole) {
         store(sums, factors, position);
       } else {
         const SharedTile shared_tile(schedule, workspace, segment.tile);
         const bool is_owner = shared_tile.is_owner();
-        const u32 arrived = is_owner && threadIdx.x == 0 ? ld_acquire_gpu(shared_tile.arrivals()) : 0;
-        if (is_owner && broadcast(arrived, word) == shared_tile.others()) {
+        const bool looks = is_owner && !schedule.shared_ends;
+        const u32 arrived = looks && threadIdx.x == 0 ? ld_acquire_gpu(shared_tile.arrivals()) : 0;
+        if (looks && broadcast(arrived, word) == shared_tile.others()) {
           shared_tile.finish(sums, true);
           store(sums, factors, position);
         } else {
           const u32 before = shared_tile.leave(sums);
+          if (threadIdx.x == 0) st_shared_u32(arrived_before(is_owner), before);
           if (is_owner) {
-            arrived_before[1] = before;
             left_tiles[1] = segment.tile;
           } else {
-            arrived_before[0] = before;
             left_tiles[0] = segment.tile;
           }
         }
@@ -224,10 +237,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
       for (int end = 0; end < 2; ++end) {
         const int tile = end ? left_tiles[1] : left_tiles[0];
         if (tile == kNoTile) continue;
-        finish_if_last(schedule, workspace, tile, end ? arrived_before[1] : arrived_before[0], word,
-                       [&](const Sums& sums, const TilePosition& position) {
-                         store(sums, own_factors(position), position);
-                       });
+        const u32 before = threadIdx.x == 0 ? ld_shared_u32(arrived_before(end)) : 0;
+        if (schedule.shared_ends) {
+          const SharedTile shared_tile(schedule, workspace, tile);
+          const SharedEnd shared_end(shared_tile);
+          const TilePosition position = tile_position(schedule, tile);
+          const ColumnFactors<kBlocks> factors = own_factors(position);
+          for (u32 shares = shared_end.look(before, word); shares != 0; shares &= shares - 1) {
+            shared_end.finish(__ffs(shares) - 1, output, factors, own_feature(position),
+                              position.batch_tile * kBatchTile, staging, lane_id());
+          }
+          continue;
+        }
+        finish_if_last(schedule, workspace, tile, before, word, [&](const Sums& sums, const TilePosition& position) {
+          store(sums, own_factors(position), position);
+        });
       }
     }
   }

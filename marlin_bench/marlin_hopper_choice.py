@@ -15,8 +15,17 @@ from itertools import product
 from pathlib import Path
 
 from marlin_bench.layouts.marlin_hopper import K_MULTIPLE, STRIP_COLUMNS, TILE_K
-from marlin_bench.marlin_hopper_config import MOST_PIECES, Schedule, Stripes, Tiling, WeightKind, schedule
+from marlin_bench.marlin_hopper_config import (
+    MOST_PIECES,
+    SQUARE_ROWS,
+    Schedule,
+    Stripes,
+    Tiling,
+    WeightKind,
+    schedule,
+)
 from marlin_bench.marlin_hopper_kinds import is_miscompiled, planned_batch, suited
+from marlin_bench.marlin_hopper_rounds import Cut, better_cut
 
 TABLE = Path(__file__).with_name("marlin_hopper_table.json")
 DEFAULT_RASTER = 8
@@ -83,9 +92,18 @@ def fits(plan: Plan, K: int, kind: WeightKind) -> bool:
         return False
     if tiling.splits_k_in_cluster and tiles // tiling.stage_tiles < tiling.cluster:
         return False
+    if tiling.bulk_store and not (_can_store_in_bulk(tiling) and tiles // tiling.stage_tiles >= tiling.depth(kind)):
+        return False  # of fewer units a tile might end before the one before it has left
     if is_miscompiled(tiling) or not _has_a_fitting_tail(plan):
         return False
     return tiling.depth(kind) >= 2 and tiling.shared_bytes(kind) <= tiling.most_shared_bytes
+
+
+def _can_store_in_bulk(tiling: Tiling) -> bool:
+    """A tile that one CTA ends fits, in whole squares, where a stage's activations were; a warp is free to send it."""
+    if tiling.splits_k_in_cluster or tiling.tail or not tiling.reallocate:
+        return False
+    return tiling.batch_tile % SQUARE_ROWS == 0 and tiling.tile_columns <= TILE_K * tiling.stage_tiles
 
 
 def _has_a_fitting_tail(plan: Plan) -> bool:
@@ -120,7 +138,8 @@ def _measured(M: int, N: int, K: int) -> Plan | None:
         at -= 1
     plan = Plan.parse(plans[at])
     tile = tightest_batch_tile(M, plan.tiling.batch_tile)
-    return replace(plan, tiling=replace(plan.tiling, batch_tile=tile))
+    bulk_store = plan.tiling.bulk_store and tile % SQUARE_ROWS == 0
+    return replace(plan, tiling=replace(plan.tiling, batch_tile=tile, bulk_store=bulk_store))
 
 
 def smallest_batch_tile(M: int) -> int:
@@ -275,13 +294,27 @@ def _even_ctas(tiles: int, sm_count: int) -> int | None:
     return next((ctas for ctas in range(sm_count, sm_count * 15 // 16, -1) if tiles % ctas == 0), None)
 
 
+def _stored_in_bulk(plan: Plan, M: int, N: int, K: int, sm_count: int) -> Plan:
+    """The same with bulk stores where CTAs have whole tiles to go on with; narrow batch tiles gain nothing."""
+    found = plan.schedule(M, N, K, sm_count)
+    goes_on = found.stream_tiles < found.tiles and found.tiles * plan.tiling.team > found.grid
+    bulk = replace(plan, tiling=replace(plan.tiling, bulk_store=True))
+    return bulk if goes_on and plan.tiling.batch_tile >= _WIDEST_REPEATED and fits(bulk, K, WeightKind()) else plan
+
+
 def _for_kind(plan: Plan, kind: WeightKind) -> Plan:
     return replace(plan, tiling=suited(plan.tiling, kind))
 
 
 def rule(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:
     """A plan without measurements of the layer."""
-    return _for_kind(_default_rule(planned_batch(M, kind), N, K, sm_count), kind)
+    plan = _default_rule(planned_batch(M, kind), N, K, sm_count)
+    if kind == WeightKind() and BATCH_TILES[-1] < M:  # the other kinds do without, for fewer builds
+        cut = Cut(plan.tiling, plan.stripes)
+        better = better_cut(cut, M, N, K, sm_count)
+        plan = plan if better == cut else Plan(better.tiling, stripes=better.stripes)
+        plan = _stored_in_bulk(plan, M, N, K, sm_count)
+    return _for_kind(plan, kind)
 
 
 def choose(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> Plan:

@@ -16,16 +16,18 @@ SHARED_BYTES_PER_CTA = 232448
 _SHARED_BYTES_RESERVED = 1024
 _BARRIER_BYTES = 16
 _SQUARE_BYTES = 512
+SQUARE_ROWS = 16  # batch rows of the squares in which sums leave
 _WIDEST_NARROW_TILE = 32
 _BROADCAST_BYTES = 16
 _POST_BOX_BYTES = 48
 _MOST_STAGES = 32
+_FEWEST_SHARERS = 4  # parts of a striped tile from which on all who left one add them
 MOST_PIECES = 15
 REALLOCATING_PRODUCER_WARPS = 4
 PRODUCER_WARPS = 2
 _NAME = re.compile(
     r"b(?P<batch_tile>\d+)_w(?P<warpgroups>\d+)(?:k(?P<split>\d+))?_m(?P<blocks>\d+)_t(?P<stage_tiles>\d+)"
-    r"(?:_s(?P<stages>\d+))?(?:_p(?P<step_products>\d+))?(?:_f(?P<in_flight>\d+))?(?:_(?P<cluster_kind>[cx])(?P<cluster>\d+))?(?P<flags>(?:_(?:acc|order|pair|early|regs|tail))*)"
+    r"(?:_s(?P<stages>\d+))?(?:_p(?P<step_products>\d+))?(?:_f(?P<in_flight>\d+))?(?:_(?P<cluster_kind>[cx])(?P<cluster>\d+))?(?P<flags>(?:_(?:acc|order|pair|early|regs|tail|bulk))*)"
 )
 
 
@@ -66,6 +68,7 @@ class Tiling:
     early_trigger: bool = False
     reallocate: bool = False
     tail: bool = False
+    bulk_store: bool = False
 
     @property
     def name(self) -> str:
@@ -87,6 +90,7 @@ class Tiling:
             "early": self.early_trigger,
             "regs": self.reallocate,
             "tail": self.tail,
+            "bulk": self.bulk_store,
         }
         return "_".join(parts + [flag for flag, is_set in flags.items() if is_set])
 
@@ -114,6 +118,7 @@ class Tiling:
             early_trigger="early" in flags,
             reallocate="regs" in flags,
             tail="tail" in flags,
+            bulk_store="bulk" in flags,
         )
 
     @property
@@ -199,6 +204,7 @@ class Tiling:
             "EARLY_TRIGGER": int(self.early_trigger),
             "REALLOCATE": int(self.reallocate),
             "TAIL": int(self.tail),
+            "BULK_STORE": int(self.bulk_store),
             "SHARED_BYTES": self.shared_bytes(kind),
         }
 
@@ -214,6 +220,7 @@ class Schedule:
     stream_tiles: int
     grid: int
     tail: tuple[int, ...] = ()
+    shared_ends: bool = False
 
     @property
     def tiles(self) -> int:
@@ -278,11 +285,14 @@ def schedule(
     rest = tiles % teams
     if rest == 0:
         striped = 0
-    elif stripes is Stripes.REST:
+    elif stripes is Stripes.REST and rest * units >= teams:
         striped = rest
     else:
         striped = tiles if tiles <= 2 * teams else rest + teams
-    return Schedule(units, row_tiles, batch_tiles, raster, striped, teams * tiling.team)
+    # Whoever left sums comes back to a tile when its whole tiles are done, so there must be some; with few parts a tile
+    # one CTA adds them as fast.
+    shared_ends = 0 < striped < tiles and teams >= _FEWEST_SHARERS * striped
+    return Schedule(units, row_tiles, batch_tiles, raster, striped, teams * tiling.team, shared_ends=shared_ends)
 
 
 def strips(N: int) -> int:

@@ -24,10 +24,13 @@ def planned_batch(M: int, kind: WeightKind) -> int:
 
 
 def suited(tiling: Tiling, kind: WeightKind) -> Tiling:
-    """The tiling with scales where this kind is fastest, and no more stages and registers than it has room for."""
+    """The tiling with scales where this kind is fastest, and no more stages and registers than it has room for.
+
+    Bulk stores, worth 1 %, are left to the kind that was measured.
+    """
     if kind == WeightKind():
         return tiling
-    found = replace(tiling, scale_accumulators=_scales_sums(tiling, kind))
+    found = replace(tiling, scale_accumulators=_scales_sums(tiling, kind), bulk_store=False)
     if is_miscompiled(found) or _is_short_of_registers(found, kind):
         found = replace(found, step_products=2)
     if kind.group_size == 64 and found.scale_accumulators:

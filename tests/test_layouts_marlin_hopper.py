@@ -296,3 +296,17 @@ def test_striped_tiles_give_every_team_the_same_work_within_one_unit():
     pieces = [end - begin for begin, end in pairwise(ends)]
     assert found.stream_tiles == 72
     assert max(pieces) - min(pieces) <= 1
+
+
+def test_a_last_round_is_shared_where_whole_tiles_follow():
+    found = Plan.parse("b128_w2_m2_t2_x2_early_regs:rest").schedule(256, 18432, 73728, 132)
+    assert (found.stream_tiles, found.tiles, found.shared_ends) == (6, 72, True)
+    assert not Plan.parse("b128_w2_m2_t2_early_regs:rest").schedule(128, 18432, 73728, 132).shared_ends
+    assert not Plan.parse("b128_w2_m2_t2_early_regs").schedule(256, 18432, 73728, 132).shared_ends
+
+
+def test_a_last_round_of_fewer_units_than_ctas_is_striped_with_another_one():
+    """Otherwise CTAs without a unit would be waited for."""
+    found = Plan.parse("b128_w2_m2_t2_early_regs:rest").schedule(1100, 5120, 256, 132)
+    assert not found.shared_ends
+    assert found.stream_tiles * found.units_per_tile >= found.grid

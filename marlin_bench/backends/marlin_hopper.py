@@ -13,7 +13,7 @@ from torch import Tensor
 
 from marlin_bench.backends.cuda_kernel import CudaKernel
 from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
-from marlin_bench.cuda_driver import Geometry, PreparedLaunch, tensor_map_3d
+from marlin_bench.cuda_driver import TENSOR_MAP_BYTES, Geometry, PreparedLaunch, tensor_map_3d
 from marlin_bench.cuda_source import source_digest
 from marlin_bench.kernel_launch import kernel_function
 from marlin_bench.layouts.marlin_hopper import HopperWeights, block_bytes, pack
@@ -108,9 +108,19 @@ class HopperProduct:
             strides=(2 * K, 2 * _PANEL_COLUMNS),
             box=(_PANEL_COLUMNS, tiling.batch_tile, 2 * tiling.stage_tiles // tiling.team),
         )
-        # The kernel's parameters in order: TensorMap, packed, Output, Workspace, Schedule, strips, k_tiles.
+        output_map = bytes(TENSOR_MAP_BYTES)
+        if tiling.bulk_store:
+            output_map = tensor_map_3d(
+                "bf16" if bf16 else "fp16",
+                output.data_ptr(),
+                extents=(_PANEL_COLUMNS, M, weights.N // _PANEL_COLUMNS),
+                strides=(2 * weights.N, 2 * _PANEL_COLUMNS),
+                box=(_PANEL_COLUMNS, tiling.batch_tile, 1),
+            )
+        # The kernel's parameters in order: TensorMap, TensorMap, packed, Output, Workspace, Schedule, strips, k_tiles.
         arguments = (
             activation_map,
+            output_map,
             struct.pack("Q", weights.packed.data_ptr()),
             struct.pack(
                 "QQQii",
@@ -122,12 +132,13 @@ class HopperProduct:
             ),
             struct.pack("QQ", sums.data_ptr(), arrivals.data_ptr()),
             struct.pack(
-                f"{8 + MOST_PIECES + 1}i",
+                f"{9 + MOST_PIECES + 1}i",
                 schedule.units_per_tile,
                 schedule.row_tiles,
                 schedule.batch_tiles,
                 schedule.raster,
                 schedule.stream_tiles,
+                int(schedule.shared_ends),
                 sum(schedule.tail),
                 len(schedule.tail),
                 schedule.most_parts if tiling.tail else 0,

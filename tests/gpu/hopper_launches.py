@@ -7,9 +7,9 @@ compute-sanitizer --tool racecheck --kernel-name kns=marlin_hopper python tests/
 Without the macro racecheck reports bulk copies (UBLKCP) into a stage against the reads (LDS) of that stage the round
 before: lane 0 gives a stage back for its warp, after products that needed all lanes, which racecheck does not follow.
 
-Every way a tile can end: whole, striped over several CTAs, with a tail that is handed out, split over a cluster and its
-warpgroups, activations shared by a cluster; batches and columns that no tile divides, more stages of work than the ring
-holds.
+Every way a tile can end: whole, by plain and by bulk stores, striped over several CTAs and joined by one or by all of
+them, with a tail that is handed out, split over a cluster and its warpgroups, activations shared by a cluster; batches
+and columns that no tile divides, more stages of work than the ring holds.
 """
 
 import sys
@@ -45,6 +45,9 @@ CASES = (
     (133, 576, 1024, "b128_w2_m2_t2_early_regs:ctas=4", False),
     (300, 320, 512, "b152_w2_m2_t1_early_regs:raster=2:ctas=2:none", True),
     (130, 320, 1024, "b136_w2_m1_t1_early_regs:ctas=2:rest", False),
+    (300, 1088, 2048, "b128_w2_m1_t1_early_regs:ctas=13:rest", True),
+    (200, 576, 2048, "b80_w2_m2_t2_x2_early_regs_bulk:ctas=10:rest", True),
+    (300, 576, 1024, "b64_w2_m1_t1_early_regs_bulk:ctas=3:none", False),
     (12, 320, 2048, "b16_w2_m2_t1_acc_regs:ctas=3", True, WeightKind(64, zero_points=True)),
     (40, 192, 1024, "b40_w2_m1_t1_c2", False, WeightKind(None, zero_points=True)),
     (90, 320, 1024, "b96_w2_m1_t1_acc_regs:ctas=2", True, WeightKind(128, bf16=True)),
