@@ -7,8 +7,6 @@
 #pragma once
 #include "reduction.cuh"
 
-constexpr int kWarpReductionVectors = kTileM * kTileN * (kWarpsK - 1) / 4;  // float4 of reduce_over_warps
-
 #if CLUSTER > 1 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // By every thread at the start: add_in_cluster may write to a CTA only once it runs.

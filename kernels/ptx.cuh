@@ -550,8 +550,31 @@ MB_WGMMA(168, 84, 85, 86, 87, 88)
 MB_WGMMA(176, 88, 89, 90, 91, 92)
 MB_WGMMA(184, 92, 93, 94, 95, 96)
 MB_WGMMA(192, 96, 97, 98, 99, 100)
-// wgmma.mma_async.sp m64n256k32: A, 2:4-sparse and compressed to 64x16, from registers, B from shared memory, FP32 sums.
-// Positions as for mma.sp, in lanes 0 and 1 of every quad.
+// wgmma.mma_async.sp m64nNk32: A, 2:4-sparse and compressed to 64x16, from registers, B from shared memory, FP32 sums. A warp's
+// rows, operands and positions are those of mma.sp m16n8k32, its sums those of N / 8 such products.
+template <int kN, bool kBf16>
+struct WgmmaSp;
+#define MB_WGMMA_SP_RS(N, TYPE, BF16, A0, A1, A2, A3, DESC, AT, SELECTOR)                                               \
+  template <>                                                                                                          \
+  struct WgmmaSp<N, BF16> {                                                                                            \
+    template <int kSelector>                                                                                           \
+    static __device__ __forceinline__ void accumulate(float (&d)[N / 2], const u32 (&a)[4], u64 b, u32 positions) {    \
+      asm volatile("wgmma.mma_async.sp.sync.aligned.m64n" #N "k32.f32." TYPE "." TYPE " {" MB_REGISTERS_##N "}, {%" #A0 \
+                   ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #DESC ", %" #AT ", %" #SELECTOR ", 1, 1, 1, 0;"                \
+                   : MB_OPERANDS_##N(MB_RW)                                                                            \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(positions), "n"(kSelector));              \
+    }                                                                                                                  \
+  };
+#define MB_WGMMA_SP(N, A0, A1, A2, A3, DESC, AT, SELECTOR)                  \
+  MB_WGMMA_SP_RS(N, "f16", false, A0, A1, A2, A3, DESC, AT, SELECTOR)       \
+  MB_WGMMA_SP_RS(N, "bf16", true, A0, A1, A2, A3, DESC, AT, SELECTOR)
+MB_WGMMA_SP(24, 12, 13, 14, 15, 16, 17, 18)
+MB_WGMMA_SP(32, 16, 17, 18, 19, 20, 21, 22)
+MB_WGMMA_SP(40, 20, 21, 22, 23, 24, 25, 26)
+MB_WGMMA_SP(48, 24, 25, 26, 27, 28, 29, 30)
+MB_WGMMA_SP(56, 28, 29, 30, 31, 32, 33, 34)
+MB_WGMMA_SP(64, 32, 33, 34, 35, 36, 37, 38)
+// The same with N = 256, and positions in lanes 0 and 1 of every quad.
 #define MB_REGISTERS_256 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
@@ -571,5 +594,7 @@ __device__ __forceinline__ void wgmma_sp_m64n256k32_f16(float (&d)[128], const u
 // clang-format on
 #undef MB_WGMMA_RS
 #undef MB_WGMMA
+#undef MB_WGMMA_SP_RS
+#undef MB_WGMMA_SP
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL

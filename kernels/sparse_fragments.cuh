@@ -24,22 +24,23 @@
 #include "fragments.cuh"
 #include "sparse_tile.cuh"
 
-using Sums = float[kBatchBlocks][4][4];  // [8 batch rows][product j][d0 … d3]
+using Sums = float[4][kBatchBlocks][4];  // [product j][8 batch rows][d0 … d3]
 
 // Output vector u of a lane: batch row 8 (u / 2) + 2t + u % 2, channels 8g … 8g+7. u is a compile-time number.
 constexpr int kVectors = 2 * kBatchBlocks;
 
 __device__ __forceinline__ OutputVector vector_of(const Sums& sums, int u) {
-  const float(&of)[4][4] = sums[u / 2];
-  const int e = u % 2;
-  return {{of[0][e], of[0][e + 2], of[1][e], of[1][e + 2]}, {of[2][e], of[2][e + 2], of[3][e], of[3][e + 2]}};
+  const int n = u / 2, e = u % 2;
+  return {{sums[0][n][e], sums[0][n][e + 2], sums[1][n][e], sums[1][n][e + 2]},
+          {sums[2][n][e], sums[2][n][e + 2], sums[3][n][e], sums[3][n][e + 2]}};
 }
 
 __device__ __forceinline__ void put_vector(Sums& sums, int u, const OutputVector& vector) {
-  float(&of)[4][4] = sums[u / 2];
-  const int e = u % 2;
-  of[0][e] = vector.low.x, of[0][e + 2] = vector.low.y, of[1][e] = vector.low.z, of[1][e + 2] = vector.low.w;
-  of[2][e] = vector.high.x, of[2][e + 2] = vector.high.y, of[3][e] = vector.high.z, of[3][e + 2] = vector.high.w;
+  const int n = u / 2, e = u % 2;
+  sums[0][n][e] = vector.low.x, sums[0][n][e + 2] = vector.low.y;
+  sums[1][n][e] = vector.low.z, sums[1][n][e + 2] = vector.low.w;
+  sums[2][n][e] = vector.high.x, sums[2][n][e + 2] = vector.high.y;
+  sums[3][n][e] = vector.high.z, sums[3][n][e + 2] = vector.high.w;
 }
 
 // sum (+)= weights · activations.

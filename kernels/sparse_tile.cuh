@@ -1,15 +1,15 @@
 // The numbers that shape one build of marlin_sparse.cu, all from -D options (marlin_bench/marlin_sparse_config.py):
 //   TILE_M x TILE_N x TILE_K   batch rows, output channels and (dense) k of a CTA's tile
-//   WARPS                      that compute, 8 or 16; two or three more fetch
-//   WARP_ROWS                  most batch rows of a warp: 32, or 64 with the registers of idle warps (sm_90a)
+//   WARPGROUPS                 0 or 1: products by wgmma.sp (sm_90a), a warp takes all of up to 64 rows; else mma.sp, up to 32 rows
 //   STAGES                     depth of the shared-memory ring
 //   SCALE_ROWS                 scale groups that one k tile touches: 1, or TILE_K / group
 //   BF16                       0 or 1: activations in BF16
 //   CLUSTER                    2 where slices of a tile are the CTAs of clusters (sm_90a), or 1 for no clusters
+//   SEVERAL_CLUSTERS           0 or 1: whether several clusters may share a tile
 //   SCALE_SUMS                 0 or 1: scales are applied to weights, or to the sums of a group
 //   BULK_COPIES                0 or 1: the ring is filled by bulk copies; by default where they exist, from sm_90 on
 //
-// Computing warps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 channels and up to WARP_ROWS batch rows; the warps left over
+// Computing warps = kWarpsM x kWarpsN x kWarpsK. A warp owns 64 channels and up to kWarpRows batch rows; the warps left over
 // split K inside the tile and are added up at its end (reduction.cuh). Where N allows, all warps lie side by side:
 // the wider the tile, the fewer times the activations are read from L2.
 //
@@ -20,31 +20,33 @@
 #ifndef BULK_COPIES
 #define BULK_COPIES (__CUDA_ARCH__ >= 900)
 #endif
+#ifndef ACTIVATION_MAP
+#if BULK_COPIES && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define ACTIVATION_MAP 1
+#else
+#define ACTIVATION_MAP 0
+#endif
+#endif
 
 constexpr int kCluster = CLUSTER;
 constexpr bool kScaleSums = SCALE_SUMS;
 
-constexpr int kWarps = WARPS, kThreads = 32 * kWarps;  // that compute
-// Eight are two a scheduler, and a warp loads and dequantises ahead. Sixteen are four a scheduler: three work while one
-// waits, and none has registers for what is ahead.
-constexpr bool kAhead = kWarps == 8;
-// Beside them one warp fetches weights and one or two fetch activations.
-//
-// A warp of 64 rows has 128 sums a lane and needs more registers than eleven warps can have; so do sixteen warps of 24 rows.
-// On sm_90a an idle warp beside the three that fetch makes a warpgroup, which may hand its registers on.
-constexpr bool kReallocate = WARP_ROWS > 32 || kWarps > 8;
-constexpr int kActivationThreads = TILE_M > 8 ? 64 : 32;
+constexpr int kWarps = 8, kThreads = 32 * kWarps;  // that compute
+// Beside them one warp fetches weights and one or two fetch activations. Warps of more than 32 rows need more registers than
+// theirs: with idle ones the warps that fetch make a warpgroup, which may hand its registers on.
+constexpr int kWarpRows = WARPGROUPS ? 64 : 32;
+constexpr bool kReallocate = WARPGROUPS && kTileM > 32;
+constexpr int kActivationThreads = TILE_M > 8 && !WARPGROUPS ? 64 : 32;
 constexpr int kProducerThreads = kReallocate ? 128 : 32 + kActivationThreads;
-constexpr int kProducerRegisters = kWarps > 8 ? 32 : 56, kComputeRegisters = kWarps > 8 ? 112 : 224;
+constexpr int kProducerRegisters = 56, kComputeRegisters = 224;
 constexpr int kWarpsN = kTileN / 64;
-constexpr int kWarpsM = (kTileM + WARP_ROWS - 1) / WARP_ROWS;
+constexpr int kWarpsM = (kTileM + kWarpRows - 1) / kWarpRows;
 constexpr int kWarpsK = kWarps / (kWarpsN * kWarpsM);
 constexpr int kBatchBlocks = kTileM / 8 / kWarpsM;  // 8-row blocks of a warp
 constexpr int kUnits = kTileK / 32 / kWarpsK;       // units of 64 channels x 32 k of a warp in a tile
 static_assert(kWarpsM * kWarpsN * kWarpsK == kWarps, "TILE_N / 64 times the batch warps must divide the warps");
 static_assert(kBatchBlocks * 8 * kWarpsM == kTileM, "batch warps share the tile evenly");
-static_assert(kUnits >= 1 && kUnits * kWarpsK * 32 == kTileK, "warps that split K get a run of units each");
-static_assert(!kAhead || kUnits % 2 == 0, "an even number of units lets two register buffers take turns");
+static_assert(kUnits % 2 == 0 && kUnits * kWarpsK * 32 == kTileK, "warps that split K get a run of whole blocks each");
 
 // A packed 64x64 block, in 16-byte vectors: codes of two units of 32 k, then their positions (layouts/marlin_sparse.py).
 constexpr int kUnitVectors = 32;                  // codes of 64 channels x 32 k: one vector a lane
@@ -54,12 +56,14 @@ constexpr int kGroupBlocks = kTileK / 64 / kScaleRows;  // 64x64 blocks down K t
 constexpr int kGroupUnits = 2 * kGroupBlocks < kUnits ? 2 * kGroupBlocks : kUnits;  // of a warp
 
 // A stage of the ring, in 16-byte vectors: activations, weights, scales.
-// A row of activations is one copy; the vector between rows puts neighbours into different banks for ldmatrix.
-constexpr int kARowVectors = kTileK / 8 + 1;
-constexpr int kAVectors = kTileM * kARowVectors;
+// Activations lie in panels of 64 k, swizzled so that ldmatrix meets no bank twice, as a tensor map delivers them:
+//      row i, vector j of panel p   ->   place p · rows · 8 + i · 8 + (j ^ (i % 8))
+// It wants each stage on 1024 bytes; bulk copies are slow to places off 128.
+constexpr int kPanelVectors = kTileM * 8;
+constexpr int kAVectors = kTileK / 64 * kPanelVectors;
 constexpr int kBVectors = kTileK / 64 * kWarpsN * kBlockSparseVectors;
-constexpr int kStageVectors = kAVectors + kBVectors + kScaleVectors;
-static_assert(kStageVectors % 8 == 0 && kAVectors % 8 == 0, "bulk copies go to whole lines of 128 bytes");
+constexpr int kStageLine = 64;
+constexpr int kStageVectors = (kAVectors + kBVectors + kScaleVectors + kStageLine - 1) / kStageLine * kStageLine;
 
 // Where a computing thread stands.
 struct Position {
@@ -75,6 +79,12 @@ struct Position {
     warp_k = warp / (kWarpsN * kWarpsM);
   }
 };
+
+// Output vectors that warps which split K exchange at a time, behind the ring, which is being filled: 48 KiB or less.
+constexpr int kVectorsOfRows = 2 * kBatchBlocks;
+constexpr int kExchangeSpace = 48 / (kWarpsN * kWarpsM * (kWarpsK > 1 ? kWarpsK - 1 : 1));
+constexpr int kExchange = kExchangeSpace < kVectorsOfRows ? kExchangeSpace : kVectorsOfRows;
+constexpr int kExchangeVectors = kWarpsN * kWarpsM * (kWarpsK - 1) * kExchange * 64;  // 16 bytes each
 
 // The threads that compute meet; the one that fetches goes on.
 __device__ __forceinline__ void sync_computing() { bar_sync(1, kThreads); }

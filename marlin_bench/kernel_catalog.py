@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 
 from marlin_bench import marlin_choice, marlin_config, marlin_hopper_choice, marlin_sparse_config
@@ -84,7 +84,7 @@ def _marlin_hopper(arch: str) -> Iterator[KernelBuild]:
 
 
 def _marlin_sparse(arch: str) -> Iterator[KernelBuild]:
-    """Every tile with plain operands, and in BF16 where registers are scarcest."""
+    """Every tile with plain operands, and in BF16 where registers are scarcest; clusters one and several a tile."""
     plain = marlin_config.Operands()
     heavy = marlin_config.Operands(group_size=64, bf16=True)
     for tile in marlin_sparse_config.TILES:
@@ -96,6 +96,9 @@ def _marlin_sparse(arch: str) -> Iterator[KernelBuild]:
             except marlin_config.ConfigError:
                 continue
             yield KernelBuild("marlin_sparse", f"{tile} {label}", arch, build.defines, build.shared_bytes)
+            if tile.cluster > 1:
+                build = replace(build, several_clusters=True)
+                yield KernelBuild("marlin_sparse", f"{tile} several {label}", arch, build.defines, build.shared_bytes)
 
 
 def _single(source: str) -> Callable[[str], Iterator[KernelBuild]]:

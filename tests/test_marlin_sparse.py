@@ -15,15 +15,8 @@ from marlin_bench.cuda_source import compile_cubin
 from marlin_bench.layouts import marlin_sparse as layout
 from marlin_bench.linear import LinearError, linear_kernel
 from marlin_bench.marlin_config import ConfigError, Operands
-from marlin_bench.marlin_sparse_config import (
-    TILES,
-    SparseMachine,
-    build_for,
-    choose_build,
-    plan_for,
-    suitable_grid,
-    tile_named,
-)
+from marlin_bench.marlin_sparse_choice import SparseMachine, choose_build, suitable_grid
+from marlin_bench.marlin_sparse_config import TILES, build_for, plan_for, tile_named
 from marlin_bench.problem import FP16_2OF4, Problem, parse_format
 from marlin_bench.pruning import largest_two_of_four
 from marlin_bench.quantize import QuantizedWeights, quantize
@@ -138,7 +131,7 @@ def test_gpus_before_ampere_are_refused():
 @pytest.mark.parametrize(("N", "K"), [(64, 64), (512, 192), (4096, 4096), (8192, 28672), (28672, 8192), (18432, 73728)])
 def test_every_supported_shape_has_a_build_that_fits(machine, M, N, K):
     build = choose_build(Operands(None), M, N, K, machine)
-    assert build.shared_bytes + 512 <= machine.shared_per_block
+    assert build.shared_bytes + 1024 <= machine.shared_per_block
     assert machine.is_sm90a or not build.tile.needs_sm90a
     plan = plan_for(build, M, N, K, machine.sm_count)
     assert 1 <= plan.ctas <= machine.sm_count
@@ -150,34 +143,49 @@ def test_every_supported_shape_has_a_build_that_fits(machine, M, N, K):
         (1, 8192, 8192, "8x128x256c2"),
         (8, 8192, 2048, "8x128x256c2"),
         (16, 8192, 8192, "16x128x256c2"),
-        (17, 8192, 8192, "24x128x256c2"),
-        (24, 8192, 8192, "24x128x256c2"),
-        (25, 8192, 8192, "32x128x256c2"),
+        (17, 8192, 8192, "24x256x256gc2"),
+        (24, 8192, 8192, "24x256x256gc2"),
+        (25, 8192, 8192, "32x256x256gc2"),
         (1, 4096, 4096, "8x128x256c2"),
         (16, 4096, 4096, "16x64x512c2"),
         (16, 4096, 4352, "16x128x256"),  # K is no multiple of twice 512
         (20, 4096, 4096, "24x64x512c2"),
         (1, 8192, 28672, "8x256x256c2"),  # two clusters a tile
         (16, 16384, 8192, "16x256x256c2"),
-        (20, 8192, 28672, "24x256x256w16c2"),
-        (32, 8192, 28672, "32x256x128c2"),
+        (20, 8192, 28672, "24x256x256gc2"),
+        (32, 8192, 28672, "32x256x256gc2"),
         (1, 18432, 73728, "8x256x256"),
         (1, 18432, 73664, "8x512x64"),  # K is a multiple of 64 alone
         (16, 18432, 73728, "16x512x128"),
-        (24, 18432, 73728, "24x512x128w16"),
+        (24, 18432, 73728, "24x512x128g"),
         (24, 18432, 73664, "24x512x64"),
         (1, 28672, 8192, "8x256x256"),
         (16, 28672, 8192, "16x512x128c2"),
-        (24, 28672, 8192, "24x512x128w16c2"),
-        (32, 28672, 8192, "32x512x128c2"),
+        (24, 28672, 8192, "24x512x128gc2"),
+        (32, 28672, 8192, "32x512x128gc2"),
         (1, 57344, 8192, "8x512x128"),  # a tile each, and every row of activations for 512 columns at a time
-        (24, 57344, 8192, "24x512x128w16"),
-        (32, 57344, 8192, "32x512x64"),
-        (24, 10240, 8192, "24x256x256w16"),
-        (32, 10240, 8192, "32x256x128"),  # 80 narrow tiles cannot be cut evenly
-        (64, 10240, 8192, "64x256x64"),
-        (64, 8192, 8192, "64x128x128"),
-        (64, 28672, 8192, "64x512x64t"),
+        (24, 57344, 8192, "24x512x128g"),
+        (32, 57344, 8192, "32x512x128g"),
+        (24, 10240, 8192, "24x256x256g"),
+        (32, 10240, 8192, "32x256x256g"),  # 80 pairs fill too few SMs: three equal slices
+        (64, 10240, 8192, "64x256x256g"),
+        (64, 8192, 8192, "64x256x128gc2"),
+        (64, 28672, 8192, "64x256x256g"),
+        (56, 28672, 8192, "56x512x128gc2"),
+        (128, 28672, 8192, "64x512x128g"),  # 112 whole tiles
+        (1000, 28672, 8192, "64x512x128g"),
+        (128, 8192, 8192, "64x256x128gc2"),
+        (256, 8192, 8192, "64x256x256g"),
+        (64, 18432, 73728, "64x512x128g"),
+        (64, 4096, 4096, "64x128x128"),
+        (40, 4096, 4096, "40x256x256gc2"),
+        (128, 4096, 4096, "64x256x128gc2"),
+        (16, 12288, 4096, "16x256x256c2"),  # 96 CTAs, but a tile is one cluster's
+        (24, 4096, 11008, "24x256x256gc2"),
+        (64, 18432, 73664, "64x256x64"),
+        (8, 15360, 5120, "8x256x256c2"),
+        (32, 22016, 4096, "32x256x256g"),
+        (16, 5120, 13824, "16x256x256c2"),
         (1, 1024, 4096, "8x128x256"),  # clusters would leave most SMs idle
     ],
 )
@@ -199,6 +207,12 @@ def test_tiles_and_clusters_are_chosen_as_they_fill_an_h200(M, N, K, tile):
         ("8x512x128", 1, 57344, 112),
         ("8x128x256c2", 1, 4096, 64),  # narrow tiles: one cluster each
         ("8x256x256c2", 1, 8192, 128),
+        ("64x512x128g", 128, 28672, 112),
+        ("64x512x128g", 256, 28672, 112),  # two waves of whole tiles
+        ("64x512x128g", 512, 28672, 132),  # 3.4 of them
+        ("64x512x128g", 1024, 28672, 128),
+        ("64x512x128g", 1024, 8192, 128),
+        ("64x256x64", 128, 14336, 132),
     ],
 )
 def test_whole_tiles_on_most_sms_beat_slices_on_all_of_them(tile, M, N, ctas):
@@ -211,7 +225,21 @@ def test_a_short_ring_leaves_no_room_for_the_next_launch(M, N, K):
     build = choose_build(Operands(128), M, N, K, H200)
     assert build.stages >= 3
     assert 2 * build.shared_bytes > H200.shared_per_block
-    assert build.stages * build.tile.stage_bytes(build.operands) <= 140 * 1024
+    most = 174 if build.tile.warpgroups else 150
+    assert build.stages * build.tile.stage_bytes(build.operands) <= most * 1024
+
+
+@pytest.mark.parametrize("M", [17, 32, 33, 48, 56, 64, 65, 128, 1024])
+@pytest.mark.parametrize(
+    "operands", [Operands(128), Operands(64, bf16=True), Operands(None)], ids=["fp16", "bf16", "gK"]
+)
+@pytest.mark.parametrize(
+    ("N", "K"), [(8192, 8192), (28672, 8192), (8192, 28672), (57344, 8192), (10240, 8192), (22016, 4096), (5120, 13824)]
+)
+def test_products_of_warpgroups_have_three_stages_at_least(M, operands, N, K):
+    build = choose_build(operands, M, N, K, H200)
+    assert build.tile.warpgroups
+    assert build.stages >= 3
 
 
 def test_sums_are_scaled_for_few_rows_in_fp16_only():
@@ -242,6 +270,7 @@ def test_several_clusters_share_a_tile_where_there_are_ctas_and_k_enough(K, ctas
     build = choose_build(Operands(128), 16, 8192, 28672, H200)
     plan = plan_for(build, 16, 8192, K, ctas)
     assert plan.ctas == 32 * 2 * clusters
+    assert plan.build.defines["SEVERAL_CLUSTERS"] == int(clusters > 1)
     assert plan.counters == (0 if clusters == 1 else 2 * 32)  # each half of a tile is added up by itself
     # every slice has a place, and a place holds a whole tile
     assert plan.sum_bytes == 0 if clusters == 1 else plan.sum_bytes >= 32 * clusters * 16 * 256 * 4
@@ -261,11 +290,11 @@ def test_the_kernel_compiles_without_spills(arch, bf16):
     assert compile_cubin("marlin_sparse", arch, build.defines).resources[0].spill_bytes == 0
 
 
-@pytest.mark.parametrize("bulk_copies", [0, 1])
-def test_sixteen_warps_have_registers_enough(bulk_copies):
-    """Without bulk copies, as racecheck wants it, the warps that fetch need most."""
-    build = build_for(tile_named("24x256x256w16c2"), Operands(64, bf16=True), H200.shared_per_block)
-    defines = {**build.defines, "BULK_COPIES": bulk_copies}
+@pytest.mark.parametrize("several_clusters", [False, True])
+@pytest.mark.parametrize("tile", ["56x512x128gc2", "64x256x128gc2"])
+def test_warps_of_many_rows_have_registers_enough(tile, several_clusters):
+    build = build_for(tile_named(tile), Operands(64, bf16=True), H200.shared_per_block)
+    defines = replace(build, several_clusters=several_clusters).defines
     assert compile_cubin("marlin_sparse", "sm_90a", defines).resources[0].spill_bytes == 0
     assert build.tile.needs_sm90a
 

@@ -12,20 +12,18 @@ from torch import Tensor
 from marlin_bench.backends.cuda_kernel import CudaKernel
 from marlin_bench.backends.marlin import SMALLEST_CAPABILITY
 from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
-from marlin_bench.cuda_driver import Geometry
+from marlin_bench.cuda_driver import TENSOR_MAP_BYTES, Geometry, tensor_map_3d
 from marlin_bench.cuda_source import source_digest
 from marlin_bench.kernel_launch import StripedProduct, Workspace, kernel_function, make_workspace, starts_early
 from marlin_bench.layouts import marlin_sparse as layout
 from marlin_bench.layouts.marlin import BLOCK
 from marlin_bench.marlin_config import Operands
+from marlin_bench.marlin_sparse_choice import SparseMachine, choose_build, suitable_grid
 from marlin_bench.marlin_sparse_config import (
     SparseBuild,
-    SparseMachine,
     SparsePlan,
     build_for,
-    choose_build,
     plan_for,
-    suitable_grid,
     tile_named,
     unsupported_shape,
 )
@@ -65,6 +63,20 @@ def make_plan(
     return plan_for(build, M, N, K, int(choice.get("ctas", suitable_grid(build.tile, M, N, machine.sm_count))))
 
 
+def _activation_map(build: SparseBuild, activations: Tensor) -> bytes:
+    """The kernel's last parameter: how a stage's panels of 64 k are fetched (sm_90a)."""
+    if not _machine(activations.device.index).is_sm90a:
+        return bytes(TENSOR_MAP_BYTES)
+    M, K = activations.shape
+    return tensor_map_3d(
+        "bf16" if build.operands.bf16 else "fp16",
+        activations.data_ptr(),
+        extents=(BLOCK, M, K // BLOCK),
+        strides=(2 * K, 2 * BLOCK),
+        box=(BLOCK, build.tile.rows, build.tile.depth // BLOCK),
+    )
+
+
 class SparseProduct(StripedProduct):
     """One launch of the kernel.
 
@@ -96,6 +108,7 @@ class SparseProduct(StripedProduct):
             (activations, packed.tensors["blocks"], packed.tensors["scales"], bias, output),
             (M, N, K, build.operands.group_shift),
             workspace or make_workspace(plan, activations.device),
+            _activation_map(build, activations),
         )
 
 
