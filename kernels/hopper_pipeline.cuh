@@ -16,7 +16,8 @@
 #define EVERY_LANE_RELEASES 0
 #endif
 
-constexpr u32 kStoreBarrier = 2;  // from the consumers to the warp that stores
+constexpr u32 kStoreBarrier = 2;   // from the consumers to the warp that stores
+constexpr u32 kStoredBarrier = 3;  // and back, for racecheck
 
 struct alignas(64) TensorMap {
   u64 opaque[16];
@@ -69,7 +70,7 @@ struct Ring {
   }
   // One warp in place of all consumer warps.
   __device__ __forceinline__ void release_for_all(int stage, int lane) const {
-    for (int i = lane; i < kConsumerWarps * kTeam * (EVERY_LANE_RELEASES ? 32 : 1); i += 32) {
+    for (int i = lane; i < kConsumerWarps * kTeam; i += 32) {
       if constexpr (kTeam > 1) {
         mbarrier_arrive_cluster(empty(stage), i % kTeam);
       } else {
@@ -206,6 +207,10 @@ __device__ __forceinline__ void store_tiles(const Ring& ring, const Schedule& sc
       cp_async_bulk_wait_read();
     }
     __syncwarp();
-    ring.release_for_all(stage, lane);
+    if constexpr (EVERY_LANE_RELEASES) {
+      bar_sync(kStoredBarrier, kConsumerThreads + 32);  // and the consumers give it back themselves
+    } else {
+      ring.release_for_all(stage, lane);
+    }
   }
 }

@@ -211,6 +211,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
                    ring.activations(stage) + at.row_warpgroup * kBlocks * kOutputBoxBytes, at.warp_in_group, lane_id());
         fence_proxy_async_shared();
         bar_arrive(kStoreBarrier, kConsumerThreads + 32);
+        if constexpr (EVERY_LANE_RELEASES) {
+          bar_sync(kStoredBarrier, kConsumerThreads + 32);
+          mainloop.release(stage);
+        }
       } else if (is_whole) {
         store(sums, factors, position);
       } else {

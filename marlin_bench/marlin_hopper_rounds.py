@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from marlin_bench.layouts.marlin_hopper import TILE_K
 from marlin_bench.marlin_hopper_config import Stripes, Tiling
 
 # Clocks of a tile over those of its products alone, by tiling: narrow tiles dequantise more often or copy more.
@@ -18,12 +19,13 @@ _PACES = {
     "b128_w3_m1_t1_early_regs": 1.01,
     "b128_w2_m1_t1_early_regs": 1.045,
     "b176_w2_m1_t1_early_regs": 1.0,
-    "b88_w2_m2_t2_early_regs": 1.06,
-    "b80_w2_m2_t2_early_regs": 1.06,
+    "b88_w2_m2_t2_early_regs": 1.08,
+    "b80_w2_m2_t2_early_regs": 1.08,
     "b88_w2_m1_t2_early_regs": 1.08,
 }
+ROUND_TILINGS = tuple(_PACES)
 _SPLIT = "b128_w3_m1_t1_c2_early_regs"
-_LEAST_RATIO = 0.98  # of the clocks, to leave the plan of the layers nearest in shape
+_LEAST_RATIO = 0.975  # of the clocks, to leave the plan of the layers nearest in shape
 _SPLIT_JOIN = 8000  # clocks in which a cluster of two joins its sums
 _STRIPES_JOIN = 15000  # in which striped tiles of 256x128 are joined
 _UNEVEN_SHARE = 0.2  # of a tile's clocks that stripes lose by walking K out of step
@@ -40,10 +42,15 @@ class Cut:
     stripes: Stripes
 
 
-def _tile_clocks(tiling: Tiling, K: int, pace: float) -> float:
-    """A 64x16xN product takes N/2 clocks."""
-    products = K / 16 * tiling.batch_tile / 2 * tiling.tile_columns / 64
-    return products * pace + tiling.tile_columns * tiling.batch_tile / _STORED_A_CLOCK
+def _product_clocks(tiling: Tiling, K: int, pace: float) -> float:
+    """Of a tile: a 64x16xN product takes N/2 clocks."""
+    return pace * K / 16 * tiling.batch_tile / 2 * tiling.tile_columns / 64
+
+
+def _store_clocks(tiling: Tiling, tiles: float) -> float:
+    """Of a CTA's tiles one after the other; bulk stores leave beside the next tile's products."""
+    is_hidden = tiling.batch_tile >= 128 and tiling.tile_columns <= TILE_K * tiling.stage_tiles
+    return tiling.tile_columns * tiling.batch_tile / _STORED_A_CLOCK * (1 if is_hidden else tiles)
 
 
 def _tiles(tiling: Tiling, M: int, N: int) -> int:
@@ -52,15 +59,17 @@ def _tiles(tiling: Tiling, M: int, N: int) -> int:
 
 def whole_clocks(tiling: Tiling, M: int, N: int, K: int, sm_count: int) -> float:
     """Until the busiest SM has computed its whole tiles."""
-    pace = _PACES.get(tiling.name, _pace(tiling))
-    return -(-_tiles(tiling, M, N) // sm_count) * _tile_clocks(tiling, K, pace)
+    rounds = -(-_tiles(tiling, M, N) // sm_count)
+    products = _product_clocks(tiling, K, _PACES.get(tiling.name, _pace(tiling)))
+    return rounds * products + _store_clocks(tiling, rounds)
 
 
 def striped_clocks(tiling: Tiling, M: int, N: int, K: int, sm_count: int) -> float:
     """Until all SMs have computed equal pieces and joined them."""
-    tile = _tile_clocks(tiling, K, _pace(tiling))
+    rounds = _tiles(tiling, M, N) / sm_count
+    products = _product_clocks(tiling, K, _pace(tiling))
     join = _STRIPES_JOIN * tiling.tile_columns * tiling.batch_tile / (256 * 128)
-    return _tiles(tiling, M, N) / sm_count * tile + _UNEVEN_SHARE * tile + join
+    return (rounds + _UNEVEN_SHARE) * products + _store_clocks(tiling, rounds) + join
 
 
 def _pace(tiling: Tiling) -> float:
@@ -78,7 +87,7 @@ def better_cut(cut: Cut, M: int, N: int, K: int, sm_count: int) -> Cut:
         found[Cut(tiling, Stripes.NONE)] = whole_clocks(tiling, M, N, K, sm_count)
     split = Tiling.parse(_SPLIT)
     if 2 * _tiles(split, M, N) <= sm_count:
-        found[Cut(split, Stripes.MANY)] = _tile_clocks(split, K, 1.0) / 2 + _SPLIT_JOIN
+        found[Cut(split, Stripes.MANY)] = _product_clocks(split, K, 1.0) / 2 + _SPLIT_JOIN
     return _in_pairs(min(found, key=lambda cut: found[cut]), M, N, K, sm_count)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from marlin_bench.marlin_hopper_choice import Plan, fits, smallest_batch_tile
 from marlin_bench.marlin_hopper_config import Stripes, Tiling, WeightKind
+from marlin_bench.marlin_hopper_rounds import ROUND_TILINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +118,15 @@ def _large_batch_plans(batch_tile: int) -> Iterator[Plan]:
         yield Plan(tiling, raster=raster)
         yield Plan(tiling, raster=raster, stripes=Stripes.REST)
         yield Plan(tiling, raster=raster, ctas=128, stripes=Stripes.NONE)
+    for blocks, multicast in product((1, 2), (False, True)):
+        tiling = Tiling(
+            batch_tile, blocks=blocks, stage_tiles=blocks, reallocate=True, early_trigger=True, bulk_store=True
+        )
+        if multicast:
+            tiling = replace(tiling, cluster=2, multicast=True)
+        yield from (Plan(tiling), Plan(tiling, stripes=Stripes.REST), Plan(tiling, ctas=128, stripes=Stripes.NONE))
+    for name in ROUND_TILINGS:
+        yield Plan(Tiling.parse(name), stripes=Stripes.NONE)
 
 
 def candidates(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> list[Plan]:
