@@ -29,6 +29,7 @@ constexpr int kStepProducts = STEP_PRODUCTS;   // k16 products of a block in one
 constexpr bool kBlockOrder = BLOCK_ORDER;  // products of a block follow each other
 constexpr bool kReallocate = REALLOCATE;       // the producer hands its registers to the consumers
 constexpr bool kBulkStore = BULK_STORE;  // whole tiles leave by tensor-map copies beside the next tile's main loop
+constexpr bool kWarpProducts = WARP_PRODUCTS;  // products of single warps, see hopper_warp_loop.cuh; else of warpgroups
 constexpr bool kTail = TAIL;  // the last units of every tile go to whichever CTA comes free, see hopper_tail.cuh
 
 constexpr int kTileK = 128;

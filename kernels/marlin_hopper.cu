@@ -22,6 +22,7 @@
 #include "hopper_schedule.cuh"
 #include "hopper_shares.cuh"
 #include "hopper_tail.cuh"
+#include "hopper_warp_loop.cuh"
 
 // Finishes a tile that this CTA left its sums of, if all the others had come before.
 template <typename Store>
@@ -122,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     };
     Segments segments(schedule);
     Segment segment;
-    Mainloop mainloop(ring, at);
+    LoopBy<kWarpProducts>::Type mainloop(ring, at);
     // Tiles that this CTA left its sums of, at most one at each end of its piece. Who had come before stays in shared memory,
     // for thread 0.
     int left_tiles[2] = {kNoTile, kNoTile};

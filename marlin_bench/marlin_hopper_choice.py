@@ -168,7 +168,7 @@ _CLUSTERS = {
         64: "b64_w2k2_m1_t2_c2_early_regs",
     },
     128: {
-        8: "b8_w2k2_m2_t2_c2_pair_early",
+        8: "b8_w2_m1_t2_c2_acc_pair_early_mma",
         16: "b16_w2_m1_t2_p4_c2_acc_pair_early",
         24: "b24_w2k2_m2_t2_p4_c2_early",
         32: "b32_w2k2_m2_t2_p4_c2_early",
@@ -182,7 +182,7 @@ _CLUSTERS = {
         136: "b136_w2_m1_t1_c2_early_regs",
     },
     192: {
-        8: "b8_w3_m1_t1_c2_pair_early",
+        8: "b8_w3_m1_t1_c2_acc_pair_early_mma",
         16: "b16_w3_m1_t1_p4_c2_pair_early",
         24: "b24_w3_m1_t2_c2_early",
         32: "b32_w3_m1_t2_c2_early",
@@ -190,7 +190,7 @@ _CLUSTERS = {
         64: "b64_w3_m1_t1_p4_c2_early",
     },
     256: {
-        8: "b8_w2_m2_t2_p4_c2_early_regs",
+        8: "b8_w2_m2_t2_p4_c2_acc_early_regs_mma",
         16: "b16_w4_m1_t2_p4_c2_early",
         24: "b24_w2_m2_t2_p4_c2_early_regs",
         32: "b32_w2_m2_t2_p4_c2_early_regs",
@@ -202,7 +202,6 @@ _CLUSTERS = {
         24: "b24_w3_m2_t1_p4_c2_early_regs",
         32: "b32_w3_m2_t1_p4_c2_early_regs",
     },
-    448: {8: "b8_w7_m1_t2_c2_acc_early"},
 }
 # The same with one CTA an SM: where clusters leave SMs idle, others would hold two CTAs of one launch; and for a long K
 # a deeper ring is worth more than the early start of the next launch.
@@ -212,13 +211,13 @@ _LONELY_CLUSTERS = {
         16: "b16_w2k2_m1_t2_c2_early",
         24: "b24_w2k2_m1_t2_c2_early",
     },
-    128: {8: "b8_w2k2_m2_t2_c2_early", 16: "b16_w2k2_m2_t2_c2_early"},
-    192: {8: "b8_w3_m1_t2_p4_c2_early", 16: "b16_w3_m1_t2_c2_early"},
+    128: {8: "b8_w2k2_m2_t2_c2_acc_early_mma", 16: "b16_w2k2_m2_t2_c2_early"},
+    192: {8: "b8_w3_m1_t2_p4_c2_acc_early_mma", 16: "b16_w3_m1_t2_c2_early"},
 }
 _LEAST_CROWD = 0.9  # share of the SMs that clusters need, to run two CTAs an SM
 _LONG_K = 16384  # from where on clusters of 128 columns run alone
 _STRIPED = {  # 256 columns striped over all SMs
-    8: "b8_w2_m2_t2_s5_p4_acc_early_regs",
+    8: "b8_w2_m2_t2_s5_p4_acc_early_regs_mma",
     16: "b16_w2_m2_t2_s4_p4_early_regs",
     24: "b24_w2_m2_t2_p4_regs",
     32: "b32_w2_m2_t2_p4_regs",
@@ -226,6 +225,8 @@ _STRIPED = {  # 256 columns striped over all SMs
     64: "b64_w2_m2_t2_p4_regs",
     72: "b72_w2_m2_t2_regs",
 }
+_WIDE_COLUMNS = 256
+_MOST_ROWS_OF_WHOLE_TILES = 64
 _WIDEST_OF_HALF_STRIPS = 72
 _SHORTEST_SPLIT_TILES = 8  # K tiles below which a split of K does not pay
 _LEAST_WIDE_ROUND = 0.75  # of the SMs that tiles of 256 columns take; with fewer, those of 128
@@ -257,11 +258,13 @@ def _cluster_plan(batch_tile: int, batch_tiles: int, N: int, K: int, sm_count: i
 def _default_rule(M: int, N: int, K: int, sm_count: int) -> Plan:
     """The rule, as for FP16 in groups of 128: what the measured layers nearest in shape take.
 
-    Up to 64 rows (with few columns, up to 136) clusters of two split K where all of them run at once; wider layers
-    stripe tiles of 256 columns.
+    Up to 64 rows whole tiles of 256 columns where nearly all SMs get one, else (with few columns, up to 136 rows)
+    clusters of two that split K where all of them run at once; other layers stripe tiles of 256 columns.
     """
     tile = _rule_batch_tile(M, N, sm_count)
     batch_tiles = -(-M // tile)
+    if M <= _MOST_ROWS_OF_WHOLE_TILES and _LEAST_WIDE_ROUND * sm_count <= -(-N // _WIDE_COLUMNS) <= sm_count:
+        return Plan(Tiling.parse(_STRIPED[tile]), stripes=Stripes.NONE)
     if K // TILE_K >= _SHORTEST_SPLIT_TILES and (plan := _cluster_plan(tile, batch_tiles, N, K, sm_count)) is not None:
         return plan
     if tile in _STRIPED and batch_tiles == 1:

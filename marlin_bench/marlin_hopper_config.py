@@ -27,7 +27,7 @@ REALLOCATING_PRODUCER_WARPS = 4
 PRODUCER_WARPS = 2
 _NAME = re.compile(
     r"b(?P<batch_tile>\d+)_w(?P<warpgroups>\d+)(?:k(?P<split>\d+))?_m(?P<blocks>\d+)_t(?P<stage_tiles>\d+)"
-    r"(?:_s(?P<stages>\d+))?(?:_p(?P<step_products>\d+))?(?:_f(?P<in_flight>\d+))?(?:_(?P<cluster_kind>[cx])(?P<cluster>\d+))?(?P<flags>(?:_(?:acc|order|pair|early|regs|tail|bulk))*)"
+    r"(?:_s(?P<stages>\d+))?(?:_p(?P<step_products>\d+))?(?:_f(?P<in_flight>\d+))?(?:_(?P<cluster_kind>[cx])(?P<cluster>\d+))?(?P<flags>(?:_(?:acc|order|pair|early|regs|tail|bulk|mma))*)"
 )
 
 
@@ -69,6 +69,7 @@ class Tiling:
     reallocate: bool = False
     tail: bool = False
     bulk_store: bool = False
+    warp_products: bool = False
 
     @property
     def name(self) -> str:
@@ -91,6 +92,7 @@ class Tiling:
             "regs": self.reallocate,
             "tail": self.tail,
             "bulk": self.bulk_store,
+            "mma": self.warp_products,
         }
         return "_".join(parts + [flag for flag, is_set in flags.items() if is_set])
 
@@ -119,6 +121,7 @@ class Tiling:
             reallocate="regs" in flags,
             tail="tail" in flags,
             bulk_store="bulk" in flags,
+            warp_products="mma" in flags,
         )
 
     @property
@@ -205,6 +208,7 @@ class Tiling:
             "REALLOCATE": int(self.reallocate),
             "TAIL": int(self.tail),
             "BULK_STORE": int(self.bulk_store),
+            "WARP_PRODUCTS": int(self.warp_products),
             "SHARED_BYTES": self.shared_bytes(kind),
         }
 

@@ -26,11 +26,11 @@ def planned_batch(M: int, kind: WeightKind) -> int:
 def suited(tiling: Tiling, kind: WeightKind) -> Tiling:
     """The tiling with scales where this kind is fastest, and no more stages and registers than it has room for.
 
-    Bulk stores, worth 1 %, are left to the kind that was measured.
+    Bulk stores, worth 1 %, and products of single warps are left to the kind that was measured.
     """
     if kind == WeightKind():
         return tiling
-    found = replace(tiling, scale_accumulators=_scales_sums(tiling, kind), bulk_store=False)
+    found = replace(tiling, scale_accumulators=_scales_sums(tiling, kind), bulk_store=False, warp_products=False)
     if is_miscompiled(found) or _is_short_of_registers(found, kind):
         found = replace(found, step_products=2)
     if kind.group_size == 64 and found.scale_accumulators:
@@ -52,6 +52,8 @@ def _with_groups_of_64_on_sums(tiling: Tiling) -> Tiling:
     """Sums are scaled once a half K tile: unrolled less where that would spill."""
     if tiling.warpgroups > 4 or (tiling.batch_tile == 32 and tiling.split == 1 and tiling.warpgroups == 2):
         return replace(tiling, stage_tiles=1)
+    if tiling.batch_tile == 32 and tiling.multicast:
+        return replace(tiling, warpgroups=2, stage_tiles=1, cluster=1, multicast=False, early_trigger=False)
     if tiling.batch_tile == 32 and tiling.warpgroups * tiling.blocks > 4:
         return replace(tiling, step_products=1)
     return tiling
@@ -73,4 +75,6 @@ def _is_short_of_registers(tiling: Tiling, kind: WeightKind) -> bool:
 
 def is_miscompiled(tiling: Tiling) -> bool:
     """Builds in which ptxas 13.0 copies sums while products into them are in flight, without a word in its log."""
-    return tiling.scale_accumulators and tiling.step_products == 4 and tiling.blocks == 1 and tiling.batch_tile == 8
+    if tiling.warp_products or not tiling.scale_accumulators:
+        return False
+    return tiling.step_products == 4 and tiling.blocks == 1 and tiling.batch_tile == 8

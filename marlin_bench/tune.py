@@ -52,8 +52,24 @@ class Rejected:
     reason: str
 
 
+def _warp_tilings(batch_tile: int) -> Iterator[Tiling]:
+    """The same shapes with products of single warps, for up to 8 rows."""
+    base = Tiling(batch_tile, stage_tiles=2, scale_accumulators=True, early_trigger=True, warp_products=True)
+    for stages in (4, 5, None):
+        yield replace(base, blocks=2, stages=stages, reallocate=True)
+    split = replace(base, cluster=2)
+    for shape in (split, replace(split, split=2, blocks=2), replace(split, split=2, stages=6), replace(split, split=2)):
+        yield shape
+        yield replace(shape, ctas_per_sm=2)
+    yield replace(split, warpgroups=3)
+    yield replace(split, warpgroups=3, stage_tiles=1, ctas_per_sm=2)
+    yield replace(split, blocks=2, reallocate=True)
+
+
 def _small_batch_tilings(batch_tile: int) -> Iterator[Tiling]:
     """Up to 32 rows: striped tiles of 256 and more columns, or a cluster of two splitting K."""
+    if batch_tile == 8:
+        yield from _warp_tilings(batch_tile)
     for scaled, products in product((True, False), (2, 4)):
         base = Tiling(batch_tile, step_products=products, scale_accumulators=scaled)
         for early in (False, True):
@@ -63,6 +79,8 @@ def _small_batch_tilings(batch_tile: int) -> Iterator[Tiling]:
         yield replace(base, blocks=2, stage_tiles=2)
         yield replace(base, blocks=2, stage_tiles=1, ctas_per_sm=2, early_trigger=True)
         yield replace(base, warpgroups=3, blocks=2, stage_tiles=2)
+        pairs = replace(base, cluster=2, multicast=True, early_trigger=True, reallocate=True)
+        yield replace(pairs, warpgroups=3, blocks=2, stage_tiles=2)
         yield replace(base, warpgroups=4, stage_tiles=2)
         split = replace(base, cluster=2)
         for warpgroups, ways, blocks, tiles in (
@@ -135,11 +153,11 @@ def candidates(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> list[
     plans: list[Plan] = []
     if smallest <= 32:
         for tiling in _small_batch_tilings(smallest):
-            plans += [Plan(tiling), Plan(tiling, stripes=Stripes.REST)]
+            plans += [Plan(tiling, stripes=stripes) for stripes in Stripes]
     else:
         tiles = {smallest} | ({64} if M > 64 else set())
         for tiling in (tiling for tile in sorted(tiles) for tiling in _middle_batch_tilings(tile)):
-            plans += [Plan(tiling), Plan(tiling, stripes=Stripes.REST)]
+            plans += [Plan(tiling, stripes=stripes) for stripes in Stripes]
     if M > 64:
         plans += list(_large_batch_plans(smallest))
     unique = {plan.name: plan for plan in plans if fits(plan, K, kind)}
@@ -147,7 +165,7 @@ def candidates(M: int, N: int, K: int, sm_count: int, kind: WeightKind) -> list[
 
 
 def _is_sensible(plan: Plan, M: int, N: int, K: int, sm_count: int) -> bool:
-    """A cluster splits K only where there are too few tiles for the SMs, and a device is at least half used."""
+    """A cluster splits K only where there are too few tiles for the SMs, and most of the device is used."""
     schedule = plan.schedule(M, N, K, sm_count)
     tiles = schedule.row_tiles * schedule.batch_tiles
     if plan.stripes is Stripes.REST and tiles < schedule.grid // plan.tiling.team:
@@ -157,7 +175,7 @@ def _is_sensible(plan: Plan, M: int, N: int, K: int, sm_count: int) -> bool:
             return False
         return sm_count < tiles * plan.tiling.cluster * 3 and tiles * plan.tiling.cluster <= sm_count
     if plan.stripes is Stripes.NONE:
-        return tiles * plan.tiling.team >= schedule.grid
+        return schedule.grid * 4 >= sm_count * 3
     return True
 
 

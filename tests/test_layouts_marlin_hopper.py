@@ -212,6 +212,7 @@ ALL_TILINGS = [
     Tiling(32, warpgroups=4, split=2, stage_tiles=2, cluster=2, scale_accumulators=True),
     Tiling(64, warpgroups=3, blocks=2, cluster=2, multicast=True, reallocate=True, in_flight=2),
     Tiling(16, blocks=2, stages=5, ctas_per_sm=2, early_trigger=True),
+    Tiling(8, cluster=2, scale_accumulators=True, ctas_per_sm=2, warp_products=True),
 ]
 
 
