@@ -107,20 +107,75 @@ def _tall(M: int, N: int, K: int, sm_count: int) -> list[str]:
     return sorted((name for name in cycles if cycles[name] < math.inf), key=cycles.__getitem__)
 
 
-def _wide(rows: int, weight_tiles: float) -> tuple[str, ...]:
+def _weight_tiles(N: int, K: int, sm_count: int) -> float:
+    """16 KiB tiles of weights an SM."""
+    return -(-N // 256) * (K / 128) / sm_count
+
+
+def _is_cut_evenly(columns: int, N: int, sm_count: int) -> bool:
+    """Whether tiles of few rows and so many columns are cut into equal slices on nearly all SMs."""
+    tiles = -(-N // columns)
+    return tiles * (sm_count // tiles) >= _EVEN_SHARE * sm_count
+
+
+def _clusters(M: int, N: int, K: int, sm_count: int) -> list[str]:
+    """Tiles of clusters for up to 32 rows where these fill the SMs, the best first (measured on an H200).
+
+    Wide tiles are read by fewer CTAs; of others a tile may have several clusters. The smaller the layer, the fewer SMs
+    suffice.
+    """
+    rows = min(rows for rows in (8, 16, 24, 32) if rows >= M)
+    weight_tiles = _weight_tiles(N, K, sm_count)
+    small = weight_tiles < _SMALL
+
+    def fill(columns: int, most: int = sm_count) -> float:
+        """The share of the SMs that clusters take, as many a tile as fit; 0 for more than were measured."""
+        pairs = 2 * -(-N // columns)
+        clusters = min(most, sm_count // pairs)
+        return pairs * clusters / sm_count if clusters <= _MOST_CLUSTERS else 0
+
+    if rows <= _SCALED_SUMS_ROWS:
+        if fill(512, most=1) >= 0.6:
+            return [f"{rows}x512x128rsc2"]
+        if weight_tiles < _SMALLEST:
+            fills = fill(128, most=1) >= 0.4 if rows == _SMALLEST_ROWS else fill(128) >= 0.6
+            return [f"{rows}x128x256rsc2"] if fills else []
+        if fill(256) >= (0.6 if small else 0.7):
+            return [f"{rows}x256x256rsc2"] if min(N, K) < _SPARSE_SIDE else []
+        return [f"{rows}x512x128rsc2"] if rows == _SMALLEST_ROWS and fill(512) >= _EVEN_SHARE else []
+    names = []
+    if fill(512, most=1) >= 0.7:
+        names.append(f"{rows}x512x128rc2")
+    if weight_tiles < _NARROW[rows] and fill(128) >= (0.6 if small else 0.7):
+        names.append(f"{rows}x128x256rc2")
+    if weight_tiles < _HUGE and fill(256) >= (0.6 if small else 0.75):
+        names.append(f"{rows}x256x128rc2")
+    return names
+
+
+_SMALLEST_ROWS, _SCALED_SUMS_ROWS, _MOST_CLUSTERS = 8, 16, 4
+_SMALLEST, _NARROW = 6, {24: 15, 32: 20}
+"""16 KiB tiles of weights an SM up to which narrow tiles are the best ones, of up to 16 rows and of more."""
+_SPARSE_SIDE = 8192
+"""From here on the sparse kernel is to be 1.25 times as fast; up to 16 rows clusters gain this one more than it."""
+
+
+def _wide(rows: int, N: int, weight_tiles: float, sm_count: int) -> tuple[str, ...]:
     """Tiles for larger layers, the best first, and what serves every GPU and format."""
-    huge = ("32x512x64r",) if rows == 32 and weight_tiles >= _HUGE else ()
-    ring = (f"{rows}x256x128r",) if rows <= 32 else ()
-    return *huge, *ring, f"{rows}x256x64", "64x256x64"
+    even = _is_cut_evenly(512, N, sm_count) and not _is_cut_evenly(256, N, sm_count)
+    widest = (f"{rows}x512x128r",) if rows <= _MOST_FEW_ROWS and (even or weight_tiles >= _HUGE) else ()
+    ring = (f"{rows}x256x128r",) if rows <= _MOST_FEW_ROWS else ()
+    return *widest, *ring, f"{rows}x256x64", "64x256x64"
 
 
 def _preferred(M: int, N: int, K: int, machine: Machine) -> tuple[str, ...]:
-    """Names of tiles, the best first; whether they fit K and the device is checked after."""
+    """Names of tiles without clusters, the best first; whether they fit K and the device is checked after."""
     columns = -(-N // 256)
-    weight_tiles = columns * (K / 128) / machine.sm_count
+    weight_tiles = _weight_tiles(N, K, machine.sm_count)
     for largest_M, fewest, names in _FEW_ROWS:
         if largest_M >= M and weight_tiles >= fewest:
-            return names
+            uneven = names[0] == "16x128x256r" and fewest > 0 and not _is_cut_evenly(128, N, machine.sm_count)
+            return ("16x256x256rs", *names) if uneven and min(N, K) < _SPARSE_SIDE else names
     small = weight_tiles < _SMALL
     narrow = "64x128x128", "64x256x64"
     if small and M <= 64:
@@ -133,10 +188,10 @@ def _preferred(M: int, N: int, K: int, machine: Machine) -> tuple[str, ...]:
     rows = min(_ROWS, key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
     if -(-M // rows) * columns * 4 <= machine.sm_count and (small or rows > 80):
         return narrow if small and M <= 128 else ("64x256x64",)  # more tiles, so that fewer CTAs share one
-    return _wide(rows, weight_tiles)
+    return _wide(rows, N, weight_tiles, machine.sm_count)
 
 
-WITHOUT_SHORT_GROUPS = ("8x512x128rw16", "32x512x64r")
+WITHOUT_SHORT_GROUPS = ("8x512x128rw16",)
 """Tiles whose builds for groups of 32 would spill."""
 
 
@@ -154,10 +209,11 @@ def suits(tile: Tile, operands: Operands) -> bool:
 @lru_cache(maxsize=4096)
 def choose_build(operands: Operands, M: int, N: int, K: int, machine: Machine) -> Build:
     """The build for a problem: the preferred tile that divides K and has at least three stages on this machine."""
-    tall = _tall(M, N, K, machine.sm_count) if M > _MOST_FEW_ROWS else []
-    for name in (*tall, *_preferred(M, N, K, machine)):
+    rings = _tall if M > _MOST_FEW_ROWS else _clusters
+    for name in (*rings(M, N, K, machine.sm_count), *_preferred(M, N, K, machine)):
         tile = tile_named(name)
-        if K % (tile.depth * tile.cluster) or not tile.runs_on(machine.capability):
+        halves = 1 if _SMALLEST_ROWS < tile.rows <= _MOST_FEW_ROWS else tile.cluster  # others want equal ones
+        if K % (tile.depth * halves) or tile.depth * tile.cluster > K or not tile.runs_on(machine.capability):
             continue
         if not suits(tile, operands):
             continue

@@ -24,6 +24,8 @@ _USEFUL_BYTES = 48 * 1024  # … but a narrow tile's stages are half as large: w
 _EXCHANGE_BYTES = 24 * 1024  # of shared memory, for warps that split K (kernels/ring_tile.cuh) …
 _TALL_EXCHANGE_BYTES = 96 * 1024  # … and for tall tiles
 _FEW_ROWS = 32  # of a ring; tiles of more are tall
+_FEWEST_ROWS = 8  # of a ring, without a tensor map
+_FEW_COLUMNS = 128
 
 
 class ConfigError(ValueError):
@@ -36,8 +38,8 @@ class Tile:
 
     `ring`: marlin_ring.cu, where warps that only fetch keep a ring of stages filled by bulk copies (sm_90 and later).
     `scale_sums`: a group's sums are scaled, not its weights. `ring_stages`: of a ring, the most that are of use.
-    `cluster`: with 2, which only a ring has, the CTAs of every tile are its two halves of K and add up through
-    distributed shared memory (sm_90a).
+    `cluster`: with 2, which only a ring has, a tile's slices are CTAs of clusters, which add up through distributed
+    shared memory (sm_90a); where several clusters share a tile of few rows, their sums then go the usual way.
     """
 
     rows: int
@@ -60,7 +62,7 @@ class Tile:
     @property
     def hands_over_registers(self) -> bool:
         """Whether warps that fetch give registers to those that compute, as only sm_90a can (ring_tile.cuh)."""
-        return self.ring and self.rows > 8
+        return self.ring and self.rows > _FEWEST_ROWS
 
     @property
     def needs_sm90a(self) -> bool:
@@ -69,13 +71,23 @@ class Tile:
 
     @property
     def is_tall(self) -> bool:
-        """Whether activations come by tensor map, and what else pays for many rows of a ring (ring_tile.cuh)."""
+        """Whether it has what pays for many rows of a ring (ring_tile.cuh)."""
         return self.ring and self.rows > _FEW_ROWS
+
+    @property
+    def by_map(self) -> bool:
+        """Whether activations come by tensor map (ring_tile.cuh)."""
+        return self.ring and self.rows > _FEWEST_ROWS
+
+    @property
+    def has_several_clusters(self) -> bool:
+        """Whether several clusters may share a tile; of 8 rows and few columns half the SMs do (H200)."""
+        return self.cluster > 1 and not self.is_tall and (self.rows > _FEWEST_ROWS or self.columns > _FEW_COLUMNS)
 
     @property
     def line_bytes(self) -> int:
         """Where a stage begins: bulk copies to places off 128 bytes are slow, a tensor map's swizzle begins on 1024."""
-        return 1024 if self.is_tall else 128
+        return 1024 if self.by_map else 128
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
         """Whether GPUs of this compute capability have the instructions that it takes."""
@@ -256,7 +268,7 @@ class Plan:
 
 
 def plan_for(build: Build, M: int, N: int, K: int, ctas: int) -> Plan:
-    """The launch of `build` on at most `ctas` CTAs, never more than there are steps; with clusters on two a tile."""
+    """The launch of `build` on at most `ctas` CTAs, never more than there are steps; clusters: equally many a tile."""
     tile = build.tile
     if K % tile.depth or N % BLOCK:
         raise ConfigError(f"tile {tile} does not divide K {K} by {tile.depth} and N {N} by {BLOCK}")
@@ -265,7 +277,11 @@ def plan_for(build: Build, M: int, N: int, K: int, ctas: int) -> Plan:
     if tile.cluster > 1:
         if k_tiles < tile.cluster:
             raise ConfigError(f"tile {tile} needs a K of at least {tile.cluster * tile.depth}, not {K}")
-        return Plan(build, tile.cluster * tiles, sum_bytes=0, counters=0)
+        most = min(ctas // (tile.cluster * tiles), k_tiles // tile.cluster) if tile.has_several_clusters else 1
+        stripes = Stripes(k_tiles, tiles, tile.cluster * tiles * max(1, most))
+        if most <= 1:
+            return Plan(build, stripes.ctas, sum_bytes=0, counters=0)
+        return Plan(build, stripes.ctas, stripes.places * tile.sum_bytes, tile.cluster * tiles)
     stripes = Stripes(k_tiles, tiles, min(ctas, tiles * k_tiles))
     return Plan(build, stripes.ctas, stripes.places * tile.sum_bytes, stripes.striped_tiles)
 
@@ -277,10 +293,16 @@ TILES = (
     Tile(16, 256, 256, ring=True, scale_sums=True),
     Tile(16, 256, 256, ring=True),
     Tile(16, 128, 256, ring=True),
-    Tile(32, 512, 64, ring=True),
+    *(Tile(rows, 512, 128, ring=True) for rows in (24, 32)),
     *(Tile(rows, 128, 128, ring=True) for rows in (32, 40, 48, 56, 64, 72, 128)),
     *(Tile(rows, 256, 128, ring=True) for rows in (24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)),
     Tile(64, 512, 128, ring=True),
+    Tile(8, 128, 256, ring=True, scale_sums=True, ring_stages=6, cluster=2),
+    Tile(16, 128, 256, ring=True, scale_sums=True, ring_stages=4, cluster=2),
+    *(Tile(rows, 128, 256, ring=True, cluster=2) for rows in (24, 32)),
+    *(Tile(rows, 256, 256, ring=True, scale_sums=True, cluster=2) for rows in (8, 16)),
+    *(Tile(rows, 256, 128, ring=True, cluster=2) for rows in (24, 32)),
+    *(Tile(rows, 512, 128, ring=True, scale_sums=rows <= 16, cluster=2) for rows in (8, 16, 24, 32)),
     *(Tile(rows, 128, 128, ring=True, cluster=2) for rows in (40, 48, 56, 64, 72, 128)),
     *(Tile(rows, 256, 128, ring=True, cluster=2) for rows in (64, 72, 128)),
     Tile(64, 512, 128, ring=True, cluster=2),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from marlin_bench.backends.marlin import Marlin
 from marlin_bench.backends.protocol import DeviceTraits
-from marlin_bench.marlin_choice import Machine, choose_build, estimated_cycles, suitable_ctas
+from marlin_bench.marlin_choice import Machine, choose_build, estimated_cycles, suitable_ctas, suits
 from marlin_bench.marlin_config import (
     TILES,
     ConfigError,
@@ -134,6 +134,57 @@ def test_a_cluster_is_two_ctas_a_tile_and_its_exchange_lies_in_shared_memory():
     assert choose_build(Operands(), 64, 8192, 128, HOPPER).tile.cluster == 1
 
 
+@pytest.mark.parametrize(
+    ("M", "N", "K", "tile", "ctas"),
+    [
+        *((1, 28672, 8192, "8x512x128rsc2", 112), (8, 4096, 4096, "8x128x256rsc2", 64)),
+        *((2, 15360, 5120, "8x256x256rsc2", 120), (16, 4096, 14336, "16x256x256rsc2", 128)),
+        *((17, 4096, 4096, "24x128x256rc2", 128), (32, 8192, 8192, "32x128x256rc2", 128)),
+        *((24, 8192, 8192, "24x256x128rc2", 128), (25, 28672, 8192, "32x512x128rc2", 112)),
+        *((1, 10240, 8192, "8x512x128rsc2", 120), (16, 4096, 11008, "16x256x256rsc2", 128)),
+        # too few SMs, or too many tiles, for clusters
+        *((8, 4096, 11008, "8x128x256r", 128), (16, 18432, 73728, "16x256x256rs", 132)),
+        *((16, 512, 73728, "16x128x256r", 132), (32, 6144, 16384, "32x256x128r", 120)),
+        # where the sparse kernel is to stay ahead
+        *((1, 8192, 8192, "8x256x128rs", 128), (16, 8192, 8192, "16x128x256r", 128)),
+        *((16, 10240, 8192, "16x128x256r", 132), (16, 8192, 28672, "16x256x256rs", 128)),
+        *((32, 22016, 4096, "32x512x128r", 129), (17, 14848, 74240, "24x512x128r", 132)),
+    ],
+)
+def test_few_rows_are_shared_by_clusters_where_they_fill_an_h200(M, N, K, tile, ctas):
+    build = choose_build(Operands(), M, N, K, HOPPER)
+    assert str(build.tile) == tile
+    assert plan_for(build, M, N, K, suitable_ctas(build.tile, M, N, HOPPER.sm_count)).ctas == ctas
+    assert choose_build(Operands(), M, N, K, AMPERE).tile.cluster == 1
+
+
+@pytest.mark.parametrize(
+    ("tile", "K", "ctas", "clusters"),
+    [
+        *(("16x256x256rsc2", 4096, 132, 2), ("16x256x256rsc2", 4096, 127, 1), ("16x256x256rsc2", 512, 400, 1)),
+        *(("16x256x256rsc2", 11008, 400, 6), ("64x256x128rc2", 4096, 400, 1)),
+    ],
+)
+def test_several_clusters_share_a_tile_of_few_rows_where_there_are_ctas_and_k_enough(tile, K, ctas, clusters):
+    plan = plan_for(build_for(tile_named(tile), Operands(), HOPPER.shared_per_block), 16, 8192, K, ctas)
+    assert plan.ctas == 32 * 2 * clusters
+    assert plan.counters == (0 if clusters == 1 else 2 * 32)  # each half of a tile is added up by itself
+    assert plan.sum_bytes == 0 if clusters == 1 else plan.sum_bytes >= 32 * clusters * 16 * 256 * 4
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 5))
+def test_the_ctas_of_a_cluster_are_neighbouring_slices_of_one_tile(k_tiles, tiles, clusters):
+    clusters = min(clusters, k_tiles // 2)
+    if clusters == 0:
+        return
+    stripes = Stripes(k_tiles, tiles, 2 * tiles * clusters)
+    slices = list(slices_of(stripes))
+    assert len(slices) == stripes.ctas
+    for cta, (tile, begin, end, number, count, _) in enumerate(slices):
+        assert (tile, number, count) == (cta // (2 * clusters), cta % (2 * clusters), 2 * clusters)
+        assert begin < end
+
+
 def test_clusters_that_would_not_all_run_at_once_are_not_chosen():
     tile = tile_named("64x128x128rc2")
     assert estimated_cycles(tile, 64, 8192, 8192, 128) < estimated_cycles(tile, 64, 8192, 8192, 127) == math.inf
@@ -142,7 +193,7 @@ def test_clusters_that_would_not_all_run_at_once_are_not_chosen():
 def test_stages_begin_where_their_copies_are_fast():
     zeros = Operands(32, zero_points=True)
     for tile in TILES:
-        assert stage_bytes(tile, zeros) % (1024 if tile.is_tall else 128) == 0
+        assert stage_bytes(tile, zeros) % (1024 if tile.by_map else 128) == 0
 
 
 def test_sms_share_shared_memory_between_the_ctas_a_tile_asks_for():
@@ -197,8 +248,9 @@ def test_bf16_weights_are_rounded_as_the_reference_is():
 
 
 def test_tiles_whose_builds_would_spill_are_passed_over():
-    assert str(choose_build(Operands(32), 32, 18432, 73728, HOPPER).tile) == "32x256x128r"
-    assert str(choose_build(Operands(64), 32, 18432, 73728, HOPPER).tile) != "32x256x128r"
+    wide = tile_named("8x512x128rw16")
+    assert suits(wide, Operands(64))
+    assert not suits(wide, Operands(32))
 
 
 def test_gpus_before_ampere_are_refused():

@@ -74,7 +74,7 @@ def make_plan(operands: Operands, M: int, N: int, K: int, device: torch.device, 
 def _activation_map(build: Build, activations: Tensor) -> bytes:
     """The last parameter of marlin_ring.cu: how a stage's panels of 64 k are fetched; marlin.cu has none."""
     tile = build.tile
-    if not tile.is_tall:
+    if not tile.by_map:
         return bytes(TENSOR_MAP_BYTES if tile.ring else 0)
     M, K = activations.shape
     return tensor_map_3d(

@@ -43,6 +43,8 @@ if __name__ == "__main__":
     for number, tile in enumerate(tiles):
         bf16 = number % 2 and not tile.scale_sums
         backend, group_size = (MarlinBf16(), 64) if bf16 else (Marlin(), (None, 128)[number // 2 % 2])
-        launch(tile.rows - 3, tile.columns + 64, 8 * tile.depth, group_size, str(tile), 3, backend)
+        several = tile.has_several_clusters
+        ctas = 8 if several else 3  # two clusters for each of two tiles
+        launch(tile.rows - 3, tile.columns + 64, 8 * tile.depth, group_size, str(tile), ctas, backend)
     launch(150, 320, 512, 128, str(tiles[-1]), 1, Marlin())
     print(f"launched marlin {2 * len(tiles) + 2} times")

@@ -113,12 +113,12 @@ def test_any_grid_gives_the_product_and_the_same_bits_each_time(ctas, M):
 
 
 @pytest.mark.parametrize("tile", [tile for tile in TILES if tile.cluster > 1], ids=str)
-@pytest.mark.parametrize(("M", "K", "N"), [(5, 1536, 320), (40, 1024, 4096), (150, 2688, 64)])
-def test_clusters_give_the_product_and_the_same_bits_each_time(tile, M, K, N):
-    """Halves of unequal length, columns beyond N, more clusters than fit at once."""
+@pytest.mark.parametrize(("M", "k_tiles", "N"), [(5, 12, 320), (40, 8, 4096), (150, 21, 64), (19, 7, 512)])
+def test_clusters_give_the_product_and_the_same_bits_each_time(tile, M, k_tiles, N):
+    """Halves of unequal length, columns beyond N, more clusters than fit at once, and of few rows several a tile."""
     if not tile.runs_on(torch.cuda.get_device_capability()):
         pytest.skip("clusters and registers that change hands are sm_90a's")
-    Case(M, layer(K, N), choice={"tile": str(tile)}, bias=True).check_again_and_again(20)
+    Case(M, layer(k_tiles * tile.depth, N), choice={"tile": str(tile)}, bias=True).check_again_and_again(20)
 
 
 @pytest.mark.parametrize("M", [1, 16, 64, 128])
