@@ -28,6 +28,9 @@ _SHARE_WITHOUT_SLICES = 0.65
 On an H200 8192 x 28672 at M = 1 takes 23.0 us on 112 CTAs and 26.4 on 132, 4096 x 22016 11.4 us on 86 and 13.8 on 132.
 """
 
+_FEWEST_PAIRS_SHARE = 0.6
+"""The same for small layers of up to 64 rows: 5120 x 5120 at M = 64 takes 10.9 us on 80 CTAs and 13.1 on 120."""
+
 _SHORT_RING_BYTES = 140 * 1024
 """Ring of a CTA: of 64 to 210 KiB the fastest, by 1 % to 5 %, in all layers measured on an H200.
 
@@ -99,6 +102,12 @@ def _preferred_short(rows: int, N: int, blocks: float, sm_count: int, even_when_
 
 def _preferred_tall(M: int, N: int, blocks: float, sm_count: int) -> tuple[str, ...]:
     """Names of tiles of warpgroups for more than 32 rows, the best first (measured on an H200)."""
+    even = _EVEN_SHARE * sm_count
+    if M <= 64 and blocks < _FEW_BLOCKS and even <= 4 * -(-N // 128) <= sm_count:
+        return ("24x128x256c2" if M <= 48 else "32x128x256c2",)  # two of few rows, a pair of CTAs each
+    fewest = _FEWEST_PAIRS_SHARE * sm_count if blocks < _FEW_BLOCKS else even
+    if 56 < M <= 64 and blocks < _MANY_BLOCKS and fewest <= 4 * -(-N // 256) <= sm_count:
+        return ("32x256x256gc2",)
     rows = min(_TALL_ROWS, key=lambda rows: (-(-M // rows) * (rows + 8), -rows))
     row_tiles = -(-M // rows)
     wide, widest = row_tiles * -(-N // 256), row_tiles * -(-N // 512)
