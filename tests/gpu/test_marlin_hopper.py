@@ -8,7 +8,7 @@ import torch
 from marlin_bench.backends.marlin_hopper import HopperProduct, MarlinHopper, MarlinHopperBf16, Workspace
 from marlin_bench.check import check_output, fault
 from marlin_bench.layouts.marlin_hopper import pack
-from marlin_bench.marlin_hopper_choice import BATCH_TILES, TABLE, Plan, choose
+from marlin_bench.marlin_hopper_choice import BATCH_TILES, TABLE, Plan, choose, reachable_builds
 from marlin_bench.marlin_hopper_config import WeightKind
 from marlin_bench.marlin_hopper_kinds import rounds_weights
 from marlin_bench.quantize import QuantizedWeights, quantize
@@ -129,6 +129,21 @@ def test_every_plan_of_the_table_is_right_at_ragged_batches(kind, name, generato
     for M in (1, tile - 1, tile, tile + 1, 3 * tile + 5):
         activations = torch.randn((M, 4096), device="cuda", generator=generator).to(dtype)
         assert_close(multiply(packed, activations, plan), expected(weights, activations, plan=plan))
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=name_of)
+def test_every_reachable_build_is_right(kind, generator):
+    """With the table's plans above, those of the rule for any other layer."""
+    weights = make_weights(8192, 832, kind.group_size, kind.zero_points)
+    packed = pack(weights)
+    dtype = torch.bfloat16 if kind.bf16 else torch.float16
+    largest = torch.randn((400, 8192), device="cuda", generator=generator).to(dtype)
+    for tiling in (tiling for tiling, its_kind in reachable_builds(sm_count()) if its_kind == kind):
+        plan = Plan(tiling)
+        activations = largest[: 2 * tiling.batch_tile - 3]
+        output, reference = multiply(packed, activations, plan), expected(weights, activations, plan=plan)
+        reason = fault(check_output(output, reference, MarlinHopper.tolerance, "before"))
+        assert reason is None, f"{tiling.name}: {reason}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
