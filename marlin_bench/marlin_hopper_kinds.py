@@ -31,7 +31,7 @@ def suited(tiling: Tiling, kind: WeightKind) -> Tiling:
     if kind == WeightKind():
         return tiling
     found = _with_other_columns(tiling) if kind.bf16 and kind.group_size == 128 else tiling
-    if kind.group_size == 64 and found.batch_tile == _WIDEST_SCALED_SUMS and found.multicast:
+    if kind.group_size == 64 and kind != WeightKind(64) and found.batch_tile == _WIDEST_SCALED_SUMS and found.multicast:
         found = replace(found, warpgroups=2, stage_tiles=1, cluster=1, multicast=False, early_trigger=False)
     found = replace(found, scale_accumulators=_scales_sums(found, kind), bulk_store=False, warp_products=False)
     if found.scale_accumulators and kind.group_size == 64:
@@ -69,20 +69,11 @@ def _scales_sums(tiling: Tiling, kind: WeightKind) -> bool:
 
 def _with_groups_of_64_on_sums(tiling: Tiling) -> Tiling:
     """Sums are scaled once a half K tile: unrolled less where that would spill."""
-<<<<<<< HEAD
-    if tiling.warpgroups > 4 or (tiling.batch_tile == 32 and tiling.split == 1 and tiling.warpgroups == 2):
-        return replace(tiling, stage_tiles=1)
-    if tiling.batch_tile == 32 and tiling.multicast:
-        return replace(tiling, warpgroups=2, stage_tiles=1, cluster=1, multicast=False, early_trigger=False)
-    if tiling.batch_tile == 32 and tiling.warpgroups * tiling.blocks > 4:
-        return replace(tiling, step_products=1)
-=======
     is_wide = tiling.batch_tile >= _WIDEST_SCALED_SUMS
     if tiling.warpgroups > 4 or (is_wide and tiling.split == 1 and tiling.blocks == 2):
         tiling = replace(tiling, stage_tiles=1)
     if is_miscompiled(tiling) or tiling.ctas_per_sm > 1 or tiling.warpgroups > 2 or (is_wide and tiling.split > 1):
         return replace(tiling, step_products=min(2, tiling.step_products))
->>>>>>> 14be0d3 (Marlin for Hopper: BF16 and zero points keep scales on the sums to 72 rows where registers allow)
     return tiling
 
 
