@@ -10,7 +10,7 @@ what a kernel is meant for are those that the backends declare.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -121,6 +121,11 @@ def minutes(seconds: float) -> str:
     return f"{whole // 60} minutes {whole % 60} seconds"
 
 
+def last_block_s(shown: Sequence[Row]) -> float:
+    """From a run's start to its last block: the seconds of a go that was cut off are not in its `wall_s`."""
+    return max((block.started_s for row in shown for block in row.record.blocks), default=0.0)
+
+
 def account(found: Found) -> str:
     """One line on a run: what was measured, what not and why, how long it took."""
     meta, shown = found.run.meta, found.shown
@@ -132,7 +137,7 @@ def account(found: Found) -> str:
     text = (
         f"`{meta.run}`: {cells} of {meta.cells} cells, {backends} backends, {turns}; {counts[Status.OK]} records "
         f"measured, {counts[Status.UNSUPPORTED] + counts[Status.MISSING]} that say why not, "
-        f"{len(lost) or 'none'} lost, {minutes(meta.wall_s)}"
+        f"{len(lost) or 'none'} lost, {minutes(max(meta.wall_s, last_block_s(shown)))}"
     )
     told = "; ".join(
         f"`{record.backend}` at {record.layer}, M = {record.M}: {record.status.value.replace('_', ' ')}"

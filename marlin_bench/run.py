@@ -24,7 +24,7 @@ from marlin_bench.open_devices import open_devices
 from marlin_bench.plan import Cell, Selection, plan, selected_cells
 from marlin_bench.provenance import Revision
 from marlin_bench.record import Ceiling, Record, RunMeta, Status
-from marlin_bench.run_writer import DiskFullError, RunWriter, open_writer
+from marlin_bench.run_writer import DiskFullError, open_writer
 from marlin_bench.store import StoreError, find_runs, read_meta, read_run
 from marlin_bench.suite import Suite
 from marlin_bench.sweep import TIME_FORMAT, Progress, Sweep
@@ -145,24 +145,20 @@ def run_suite(
                     progress.note("measuring the machine's ceilings")
                     meta = meta.model_copy(update={"ceilings": _ceilings(runners[0])})
                 writer.write_meta(meta)
-                sweep = Sweep(suite, writer, meta, progress)
+                sweep = Sweep(suite, writer, meta, progress, began)
                 try:
                     sweep.measure(runners, missing, budget_s, HeldClocks(locked=state.locked, profile=state.profile))
                 finally:
-                    wall_s = time.monotonic() - began
-                    meta = meta.model_copy(
-                        update={"timed_s": meta.timed_s + sweep.timed_s, "wall_s": meta.wall_s + wall_s}
-                    )
-                    _write_totals(writer, meta, sweep)
-        return _outcome(folder, cells, sweep, wall_s)
+                    _write_totals(sweep)
+        return _outcome(folder, cells, sweep, time.monotonic() - began)
     finally:
         for runner in runners:
             runner.close()
 
 
-def _write_totals(writer: RunWriter, meta: RunMeta, sweep: Sweep) -> None:
+def _write_totals(sweep: Sweep) -> None:
     try:
-        writer.write_meta(meta)
+        sweep.write_totals()
     except DiskFullError as error:
         sweep.failure = sweep.failure or error
 

@@ -69,8 +69,10 @@ def backend_facts(cell: Cell) -> dict[str, BackendFacts]:
 class Sweep:
     """The cells of one run, shared over the devices."""
 
-    def __init__(self, suite: Suite, writer: RunWriter, meta: RunMeta, progress: Progress) -> None:
+    def __init__(self, suite: Suite, writer: RunWriter, meta: RunMeta, progress: Progress, began: float) -> None:
+        """`began`: when this go at the run started, on the monotonic clock."""
         self.suite, self.writer, self.meta, self.progress = suite, writer, meta, progress
+        self._began = began
         self.interruption = Interruption()
         self.timed_s = 0.0
         self.cells_done = 0
@@ -145,7 +147,14 @@ class Sweep:
         with self._lock:
             self.timed_s += timed_s
             self.cells_done += 1
+            self.write_totals()  # after each cell: a run that is killed keeps them
         self.progress.cell_done(cell, time.monotonic() - began)
+
+    def write_totals(self) -> None:
+        """The run's seconds so far, with those of earlier goes, to run.json; DiskFullError where that has no room."""
+        wall_s = self.meta.wall_s + time.monotonic() - self._began
+        totals = {"timed_s": self.meta.timed_s + self.timed_s, "wall_s": wall_s}
+        self.writer.write_meta(self.meta.model_copy(update=totals))
 
     def _keep(self, record: Record) -> None:
         with self._lock:

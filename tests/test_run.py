@@ -261,7 +261,9 @@ def test_kill_9_of_the_parent_loses_nothing_and_ends_the_worker(tmp_path):
     process.kill()
     process.wait()
     (folder,) = find_runs(tmp_path)
-    assert {record.cell for record in read_run(folder).records} == {"256x128/g128/M1"}
+    killed = read_run(folder)
+    assert {record.cell for record in killed.records} == {"256x128/g128/M1"}
+    assert killed.meta.wall_s > killed.meta.timed_s > 0
     deadline = time.monotonic() + 20
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -271,6 +273,9 @@ def test_kill_9_of_the_parent_loses_nothing_and_ends_the_worker(tmp_path):
     assert again.returncode == ExitCode.DONE
     assert "256x128/g128/M1 " not in text
     assert len(find_runs(tmp_path)) == 1
+    done = read_run(folder).meta
+    assert done.wall_s > killed.meta.wall_s
+    assert done.timed_s > killed.meta.timed_s
 
 
 def test_kill_9_of_the_worker_is_a_crash_of_the_backend_in_turn(tmp_path):
