@@ -168,17 +168,24 @@ def device_arch() -> str:
     return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
 
 
-def _cached_cubin(name: str, arch: str, defines: tuple[tuple[str, int | str], ...]) -> Path:
+def _cache_path(name: str, arch: str, defines: tuple[tuple[str, int | str], ...]) -> Path:
     from cupy.cuda import nvrtc
 
     key = "|".join((source_digest(name), arch, repr(defines), repr(nvrtc.getVersion()), repr(_COMPILE_OPTIONS)))
-    path = cache_folder("cubin") / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+    return cache_folder("cubin") / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+
+
+def _write_to_cache(path: Path, image: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as handle:
+        handle.write(image)
+    os.replace(handle.name, path)
+
+
+def _cached_cubin(name: str, arch: str, defines: tuple[tuple[str, int | str], ...]) -> Path:
+    path = _cache_path(name, arch, defines)
     if not path.is_file():
-        image = compile_cubin(name, arch, dict(defines)).image
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as handle:
-            handle.write(image)
-        os.replace(handle.name, path)
+        _write_to_cache(path, compile_cubin(name, arch, dict(defines)).image)
     return path
 
 
@@ -195,6 +202,13 @@ def compile_to_cache(name: str, defines: Mapping[str, int | str] | None = None, 
     Safe to call from several threads: NVRTC compiles outside the interpreter lock.
     """
     return _cached_cubin(name, arch or device_arch(), tuple(sorted((defines or {}).items())))
+
+
+def build_to_cache(name: str, arch: str, defines: Mapping[str, int | str] | None = None) -> Cubin:
+    """`compile_cubin`, whatever the disk cache holds, and keeps the machine code there; raises what it raises."""
+    cubin = compile_cubin(name, arch, defines)
+    _write_to_cache(_cache_path(name, arch, tuple(sorted((defines or {}).items()))), cubin.image)
+    return cubin
 
 
 def load_module(name: str, defines: Mapping[str, int | str] | None = None) -> cupy.RawModule:

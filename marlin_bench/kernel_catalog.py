@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 
 from marlin_bench import marlin_choice, marlin_config, marlin_hopper_choice, marlin_sparse_config
-from marlin_bench.cuda_source import BuildError, compile_cubin, kernels_folder
+from marlin_bench.cuda_source import BuildError, build_to_cache, kernels_folder
 
 SHARED_BYTES_PER_BLOCK = {
     "sm_80": 163 * 1024,
@@ -127,7 +127,7 @@ def kernel_builds() -> list[KernelBuild]:
 
 def compile_build(build: KernelBuild) -> BuildResources:
     """Compiles with NVRTC, needs no GPU; BuildError when it fails, spills or serialises a wgmma pipeline."""
-    entries = compile_cubin(build.source, build.arch, build.defines).resources
+    entries = build_to_cache(build.source, build.arch, build.defines).resources
     return BuildResources(
         registers=max(entry.registers for entry in entries),
         static_shared_bytes=max(entry.static_shared_bytes for entry in entries),

@@ -64,3 +64,16 @@ def test_spills_fail_the_build(kernels):
     with pytest.raises(BuildError, match="'spill' spills"):
         compile_cubin("a", "sm_80")
     assert compile_cubin("a", "sm_80", allow_spills=True).resources[0].spill_bytes > 0
+
+
+def test_machine_code_that_was_built_is_not_compiled_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    built = cuda_source.build_to_cache("clock_probe", "sm_80")
+
+    def refuse(*_):
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(cuda_source, "compile_cubin", refuse)
+    assert cuda_source.compile_to_cache("clock_probe", arch="sm_80").read_bytes() == built.image
+    with pytest.raises(AssertionError, match="compiled again"):
+        cuda_source.compile_to_cache("clock_probe", arch="sm_86")

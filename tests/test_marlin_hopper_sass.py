@@ -3,13 +3,13 @@
 import pytest
 from products_in_flight import NVDISASM, disassemble, violations
 
-from marlin_bench.cuda_source import compile_cubin
+from marlin_bench.cuda_source import compile_to_cache
 from marlin_bench.marlin_hopper_choice import reachable_builds
 from marlin_bench.marlin_hopper_config import Tiling, WeightKind
 
 
 def machine_code(tiling: Tiling, kind: WeightKind, folder) -> str:
-    return disassemble(compile_cubin("marlin_hopper", "sm_90a", tiling.defines(kind)).image, folder)
+    return disassemble(compile_to_cache("marlin_hopper", tiling.defines(kind), "sm_90a").read_bytes(), folder)
 
 
 LOOP = """

@@ -3,7 +3,7 @@
 import pytest
 from products_in_flight import NVDISASM, disassemble, violations
 
-from marlin_bench.cuda_source import compile_cubin
+from marlin_bench.cuda_source import compile_to_cache
 from marlin_bench.kernel_catalog import kernel_builds
 
 BUILDS = [build for build in kernel_builds() if build.source == "marlin_sparse" and build.defines["WARPGROUPS"] == 1]
@@ -29,5 +29,5 @@ def test_positions_in_flight_are_operands_too(between, is_safe):
 @pytest.mark.skipif(NVDISASM is None, reason="nvdisasm is not installed")
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.name)
 def test_no_instruction_touches_products_in_flight(build, tmp_path):
-    cubin = compile_cubin("marlin_sparse", "sm_90a", build.defines)
-    assert violations(disassemble(cubin.image, tmp_path), int(build.defines["TILE_M"])) == []
+    image = compile_to_cache("marlin_sparse", build.defines, "sm_90a").read_bytes()
+    assert violations(disassemble(image, tmp_path), int(build.defines["TILE_M"])) == []
