@@ -15,8 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from marlin_bench.cuda_driver import Geometry, PreparedLaunch
+from marlin_bench.cuda_driver import Geometry, PreparedLaunch, tensor_map_3d
 from marlin_bench.cuda_source import load_module
+
+_PANEL_COLUMNS = 64
 
 
 def kernel_function(source: str, defines: Mapping[str, int | str], shared_bytes: int, device_index: int) -> int:
@@ -26,6 +28,21 @@ def kernel_function(source: str, defines: Mapping[str, int | str], shared_bytes:
         kernel.max_dynamic_shared_size_bytes = shared_bytes
         pointer: int = kernel.kernel.ptr
         return pointer
+
+
+def panel_map(matrix: Tensor, rows: int, panels: int) -> bytes:
+    """The tensor map of a contiguous FP16 or BF16 matrix [M, columns], cut into panels of 64 columns (128 bytes).
+
+    A copy is `rows` rows of `panels` panels, one panel after the other; rows past M are zeros and are not stored.
+    """
+    M, columns = matrix.shape
+    return tensor_map_3d(
+        "bf16" if matrix.dtype is torch.bfloat16 else "fp16",
+        matrix.data_ptr(),
+        extents=(_PANEL_COLUMNS, M, columns // _PANEL_COLUMNS),
+        strides=(2 * columns, 2 * _PANEL_COLUMNS),
+        box=(_PANEL_COLUMNS, rows, panels),
+    )
 
 
 @cache

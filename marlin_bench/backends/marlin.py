@@ -11,9 +11,16 @@ from torch import Tensor
 
 from marlin_bench.backends.cuda_kernel import CudaKernel
 from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
-from marlin_bench.cuda_driver import TENSOR_MAP_BYTES, Geometry, tensor_map_3d
+from marlin_bench.cuda_driver import TENSOR_MAP_BYTES, Geometry
 from marlin_bench.cuda_source import source_digest
-from marlin_bench.kernel_launch import StripedProduct, Workspace, kernel_function, make_workspace, starts_early
+from marlin_bench.kernel_launch import (
+    StripedProduct,
+    Workspace,
+    kernel_function,
+    make_workspace,
+    panel_map,
+    starts_early,
+)
 from marlin_bench.layouts import marlin as layout
 from marlin_bench.layouts.marlin import BLOCK
 from marlin_bench.marlin_choice import Machine, choose_build, suitable_ctas
@@ -76,14 +83,7 @@ def _activation_map(build: Build, activations: Tensor) -> bytes:
     tile = build.tile
     if not tile.by_map:
         return bytes(TENSOR_MAP_BYTES if tile.ring else 0)
-    M, K = activations.shape
-    return tensor_map_3d(
-        "bf16" if build.operands.bf16 else "fp16",
-        activations.data_ptr(),
-        extents=(BLOCK, M, K // BLOCK),
-        strides=(2 * K, 2 * BLOCK),
-        box=(BLOCK, tile.rows, tile.depth // BLOCK),
-    )
+    return panel_map(activations, tile.rows, tile.depth // BLOCK)
 
 
 class Product(StripedProduct):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from marlin_bench.backends.cuda_kernel import CudaKernel
 from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
-from marlin_bench.cuda_driver import TENSOR_MAP_BYTES, Geometry, PreparedLaunch, tensor_map_3d
+from marlin_bench.cuda_driver import TENSOR_MAP_BYTES, Geometry, PreparedLaunch
 from marlin_bench.cuda_source import source_digest
-from marlin_bench.kernel_launch import kernel_function
+from marlin_bench.kernel_launch import kernel_function, panel_map
 from marlin_bench.layouts.marlin_hopper import HopperWeights, block_bytes, pack
 from marlin_bench.marlin_hopper_choice import Plan, choose
 from marlin_bench.marlin_hopper_config import MOST_PIECES, Schedule, Tiling, WeightKind, k_tiles, strips
@@ -26,7 +26,6 @@ from marlin_bench.quantize import QuantizedWeights
 KERNEL = "marlin_hopper"
 MULTIPLE = 64
 GROUP_SIZES = (64, 128, None)
-_PANEL_COLUMNS = 64
 
 
 @cache
@@ -101,22 +100,8 @@ class HopperProduct:
         schedule = plan.schedule(M, weights.N, K, sm_count)
         sums, arrivals = workspace.reserve(schedule, tiling)
         self._alive = (weights, activations, output, sums, arrivals, bias)
-        activation_map = tensor_map_3d(
-            "bf16" if bf16 else "fp16",
-            activations.data_ptr(),
-            extents=(_PANEL_COLUMNS, M, K // _PANEL_COLUMNS),
-            strides=(2 * K, 2 * _PANEL_COLUMNS),
-            box=(_PANEL_COLUMNS, tiling.batch_tile, 2 * tiling.stage_tiles // tiling.team),
-        )
-        output_map = bytes(TENSOR_MAP_BYTES)
-        if tiling.bulk_store:
-            output_map = tensor_map_3d(
-                "bf16" if bf16 else "fp16",
-                output.data_ptr(),
-                extents=(_PANEL_COLUMNS, M, weights.N // _PANEL_COLUMNS),
-                strides=(2 * weights.N, 2 * _PANEL_COLUMNS),
-                box=(_PANEL_COLUMNS, tiling.batch_tile, 1),
-            )
+        activation_map = panel_map(activations, tiling.batch_tile, 2 * tiling.stage_tiles // tiling.team)
+        output_map = panel_map(output, tiling.batch_tile, 1) if tiling.bulk_store else bytes(TENSOR_MAP_BYTES)
         # The kernel's parameters in order: TensorMap, TensorMap, packed, Output, Workspace, Schedule, strips, k_tiles.
         arguments = (
             activation_map,

@@ -12,9 +12,16 @@ from torch import Tensor
 from marlin_bench.backends.cuda_kernel import CudaKernel
 from marlin_bench.backends.marlin import SMALLEST_CAPABILITY
 from marlin_bench.backends.protocol import Choice, DeviceTraits, Dtype, Effort, Launch, Packed
-from marlin_bench.cuda_driver import TENSOR_MAP_BYTES, Geometry, tensor_map_3d
+from marlin_bench.cuda_driver import TENSOR_MAP_BYTES, Geometry
 from marlin_bench.cuda_source import source_digest
-from marlin_bench.kernel_launch import StripedProduct, Workspace, kernel_function, make_workspace, starts_early
+from marlin_bench.kernel_launch import (
+    StripedProduct,
+    Workspace,
+    kernel_function,
+    make_workspace,
+    panel_map,
+    starts_early,
+)
 from marlin_bench.layouts import marlin_sparse as layout
 from marlin_bench.layouts.marlin import BLOCK
 from marlin_bench.marlin_config import Operands
@@ -67,14 +74,7 @@ def _activation_map(build: SparseBuild, activations: Tensor) -> bytes:
     """The kernel's last parameter: how a stage's panels of 64 k are fetched (sm_90a)."""
     if not _machine(activations.device.index).is_sm90a:
         return bytes(TENSOR_MAP_BYTES)
-    M, K = activations.shape
-    return tensor_map_3d(
-        "bf16" if build.operands.bf16 else "fp16",
-        activations.data_ptr(),
-        extents=(BLOCK, M, K // BLOCK),
-        strides=(2 * K, 2 * BLOCK),
-        box=(BLOCK, build.tile.rows, build.tile.depth // BLOCK),
-    )
+    return panel_map(activations, build.tile.rows, build.tile.depth // BLOCK)
 
 
 class SparseProduct(StripedProduct):
